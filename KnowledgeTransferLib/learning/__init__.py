@@ -1,0 +1,1 @@
+"""Volumes, networks, teachers, students and measures. Built on torch, MONAI and nibabel."""

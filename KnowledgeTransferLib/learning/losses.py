@@ -1,0 +1,56 @@
+"""Losses: what a student is trained to make small. Each owns its projection heads, if it has any."""
+
+from __future__ import annotations
+
+import torch
+from monai.losses import DiceCELoss
+from torch import nn
+
+
+class DiceCrossEntropy(nn.Module):
+    """Dice plus cross-entropy against hard or soft targets.
+
+    The Dice term has squared denominators (Milletari et al. 2016, arXiv:1606.04797), so that for soft targets too it is
+    smallest where the student says exactly what the teacher says; it leaves the background out and counts the batch as
+    one volume, so that a patch without a structure does no harm.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.loss = DiceCELoss(include_background=False, softmax=True, squared_pred=True, batch=True)
+
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor | None, target: torch.Tensor) -> torch.Tensor:
+        """Scalar loss.
+
+        Args:
+            student: logits `(B, C, ...)`.
+            teacher: logits of a live teacher, which this loss does not need.
+            target: class probabilities `(B, C, ...)`; of an expert annotation they are 0 and 1.
+        """
+        return self.loss(student.float(), target)
+
+
+LOSSES = {"dice-ce": DiceCrossEntropy}
+
+
+class WeightedLosses(nn.Module):
+    """The weighted sum of the losses that a run names.
+
+    Raises:
+        ValueError: a loss that does not exist; the message lists those that there are.
+    """
+
+    def __init__(self, weights: dict[str, float]):
+        super().__init__()
+        unknown = sorted(set(weights) - set(LOSSES))
+        if unknown or not weights:
+            raise ValueError(f"losses {unknown or 'none'}: choose from {', '.join(LOSSES)}")
+        self.weights = dict(weights)
+        self.losses = nn.ModuleList(LOSSES[name]() for name in weights)
+
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor | None, target: torch.Tensor) -> torch.Tensor:
+        parts = [
+            weight * loss(student, teacher, target)
+            for weight, loss in zip(self.weights.values(), self.losses, strict=True)
+        ]
+        return torch.stack(parts).sum()

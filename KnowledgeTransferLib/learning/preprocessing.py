@@ -1,0 +1,204 @@
+"""Preprocessing: from a volume to what a student sees (orientation, spacing, intensity), and back."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from numbers import Real
+
+import nibabel
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+
+from .volume import Volume
+from .voxel_checks import times
+
+KINDS = ("ct", "z-score")
+PERCENTILES = (0.5, 99.5)
+SAMPLED_VOXELS = 1 << 20  # percentiles are taken from at most about this many voxels, evenly spread
+BYTES_PER_VOXEL = 8  # of a prepared image: 32 bits, twice while it is resampled or padded
+LARGEST = sys.float_info.max
+SPACINGS_MM = (1e-6, 1e6)  # from a microscope's picture to a satellite's
+SAME_SPACING = 0.01  # a difference of one per cent is not resampled
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How grey values become numbers around 0.
+
+    ct: clip to `low..high`, subtract `mean`, divide by `deviation`, the same for all images (Hounsfield units).
+    z-score: clip to the image's own percentiles 0.5 and 99.5, subtract its mean, divide by its standard deviation.
+    """
+
+    kind: str
+    low: float = 0.0
+    high: float = 0.0
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"the normalisation is {self.kind!r}; allowed are {', '.join(KINDS)}")
+        for name in ("low", "high", "mean", "deviation"):
+            value = getattr(self, name)
+            if not _is_within(value, -LARGEST, LARGEST) or (name == "deviation" and value <= 0):
+                needed = "a number above 0" if name == "deviation" else "a finite number"
+                raise ValueError(f"the normalisation's {name} is {value!r}; {needed} is needed")
+
+    def apply(self, channel: torch.Tensor) -> torch.Tensor:
+        if self.kind == "ct":
+            return (channel.clamp(self.low, self.high) - self.mean) / self.deviation
+        step = channel.numel() // SAMPLED_VOXELS | 1  # odd: an even one would see only some slices of an even number
+        low, high = np.percentile(channel.numpy().ravel()[::step], PERCENTILES)
+        channel = channel.clamp(float(low), float(high))
+        deviation, mean = torch.std_mean(channel, correction=0)
+        return (channel - mean) / deviation.clamp_min(1e-6)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a prepared image lies: enough to bring what a network said of it back to the volume."""
+
+    shape: tuple[int, int, int]  # of the volume
+    axes: tuple[int, int, int]  # axis of the volume that became each prepared axis
+    flipped: tuple[int, ...]  # prepared axes that run the other way in the volume
+
+    def to_volume(self, array: np.ndarray) -> np.ndarray:
+        """Undo the orientation of `(..., i, j, k)`."""
+        lead = array.ndim - 3
+        array = np.flip(array, [lead + a for a in self.flipped]) if self.flipped else array
+        return np.ascontiguousarray(array.transpose(*range(lead), *(lead + int(a) for a in np.argsort(self.axes))))
+
+    def from_volume(self, array: np.ndarray) -> np.ndarray:
+        """Apply the orientation to `(..., I, J, K)`."""
+        lead = array.ndim - 3
+        array = array.transpose(*range(lead), *(lead + a for a in self.axes))
+        return np.ascontiguousarray(np.flip(array, [lead + a for a in self.flipped]) if self.flipped else array)
+
+    @property
+    def oriented_shape(self) -> tuple[int, int, int]:
+        return tuple(self.shape[a] for a in self.axes)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a student needs to know of a volume before it looks at it. Travels in its bundle."""
+
+    dimensions: int  # 2: slice by slice over K; 3: volumes
+    spacing_mm: tuple[float, float, float]  # along right, anterior, superior; of pictures: along I, J
+    normalisation: tuple[Normalisation, ...]  # one per channel
+
+    def __post_init__(self):
+        if type(self.dimensions) is not int or self.dimensions not in (2, 3):
+            raise ValueError(f"dimensions is {self.dimensions!r}; students work in 2 or 3 dimensions")
+        low, high = SPACINGS_MM
+        if len(self.spacing_mm) != 3 or not all(_is_within(s, low, high) for s in self.spacing_mm):
+            raise ValueError(
+                f"spacing_mm is {self.spacing_mm!r}; three numbers from {low:g} to {high:g} are needed "
+                "(pictures: 1 at the end)"
+            )
+
+    @property
+    def channels(self) -> int:
+        return len(self.normalisation)
+
+    def prepare(self, volume: Volume) -> tuple[torch.Tensor, Grid]:
+        """Bring a volume to the student's grid.
+
+        Returns:
+            image `(C, i, j, k)` float32, and the grid that leads back.
+
+        Raises:
+            ValueError: other number of channels, a single slice for a student of volumes, or too large for the memory
+                at the student's spacing.
+        """
+        self.check(volume)
+        grid = grid_of(volume)
+        size = self.size_of(volume, grid)
+        self._check_memory(volume, size)
+        array = grid.from_volume(volume.array)
+        channels = [
+            n.apply(torch.from_numpy(a.astype(np.float32))) for n, a in zip(self.normalisation, array, strict=True)
+        ]
+        return resample(torch.stack(channels), size), grid
+
+    def check(self, volume: Volume) -> None:
+        if volume.channels != self.channels:
+            raise ValueError(f"{volume.name}: has {volume.channels} channels; the student needs {self.channels}")
+        if self.dimensions == 3 and volume.is_picture:
+            raise ValueError(f"{volume.name}: is a single slice; the student segments volumes (3-D)")
+
+    def _check_memory(self, volume: Volume, size: tuple[int, int, int]) -> None:
+        needed = float(np.prod(size, dtype=float)) * self.channels * BYTES_PER_VOXEL
+        free = psutil.virtual_memory().available
+        if needed > free:
+            spacing = " x ".join(f"{s:g}" for s in self.spacing_mm)
+            found = f"at the student's spacing of {spacing} mm its {times(size)} voxels need {needed / 2**30:.1f} GiB"
+            raise ValueError(f"{volume.name}: {found} of memory; {free / 2**30:.1f} GiB are free")
+
+    def size_of(self, volume: Volume, grid: Grid) -> tuple[int, int, int]:
+        """Size of the prepared image: the volume's extent at the student's spacing."""
+        spacing = [volume.spacing_mm[a] for a in grid.axes]
+        along = range(3) if self.dimensions == 3 else range(2)
+        size = list(grid.oriented_shape)
+        for axis in along:
+            ratio = spacing[axis] / self.spacing_mm[axis]
+            if abs(ratio - 1) > SAME_SPACING:
+                size[axis] = max(1, round(size[axis] * ratio))
+        return tuple(size)
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict) -> Preprocessing:
+        normalisation = tuple(Normalisation(**n) for n in content["normalisation"])
+        return cls(content["dimensions"], tuple(content["spacing_mm"]), normalisation)
+
+
+def _is_within(value, low: float, high: float) -> bool:
+    """Whether a value of JSON is a number in a range; NaN is in none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
+
+
+def grid_of(volume: Volume) -> Grid:
+    """The grid whose axes run closest to right, anterior, superior; pictures are left as they are."""
+    if volume.is_picture:
+        return Grid(volume.shape, (0, 1, 2), ())
+    orientation = nibabel.io_orientation(volume.affine)  # row per volume axis: RAS axis, direction
+    axes = tuple(int(a) for a in np.argsort(orientation[:, 0]))
+    return Grid(volume.shape, axes, tuple(i for i, a in enumerate(axes) if orientation[a, 1] < 0))
+
+
+def resample(image: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
+    """Linear interpolation of `(C, i, j, k)` to another size over the same extent."""
+    if tuple(image.shape[1:]) == tuple(size):
+        return image
+    return F.interpolate(image[None].float(), tuple(size), mode="trilinear", align_corners=False)[0]
+
+
+def probabilities_in_volume(probabilities: torch.Tensor, grid: Grid) -> np.ndarray:
+    """Class probabilities `(C, i, j, k)` of the student's grid as `(C, I, J, K)` float32 of the volume."""
+    return grid.to_volume(resample(probabilities, grid.oriented_shape).numpy())
+
+
+def decision_in_volume(probabilities: torch.Tensor, grid: Grid, values: tuple[int, ...]) -> np.ndarray:
+    """Label map `(I, J, K)` uint8 of the volume: the class that wins after linear interpolation.
+
+    Works slab by slab along k, so that class maps never exist at full size.
+    """
+    size, look_up = grid.oriented_shape, torch.tensor(values, dtype=torch.uint8)
+    decision = torch.empty(size, dtype=torch.uint8)
+    position = (torch.arange(size[2]) + 0.5) * probabilities.shape[3] / size[2] - 0.5
+    position = position.clamp(0, probabilities.shape[3] - 1)
+    below = position.floor().long()
+    above = (below + 1).clamp_max(probabilities.shape[3] - 1)
+    share = (position - below).to(probabilities.dtype)
+    for k in range(size[2]):
+        plane = torch.lerp(probabilities[..., below[k]], probabilities[..., above[k]], share[k])
+        if plane.shape[1:] != size[:2]:
+            plane = F.interpolate(plane[None], size[:2], mode="bilinear", align_corners=False)[0]
+        decision[..., k] = look_up[plane.argmax(0)]
+    return grid.to_volume(decision.numpy())

@@ -1,0 +1,34 @@
+"""Resources: how long something takes, and how much memory."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+
+import psutil
+
+
+def typical(seconds: list[float]) -> float | None:
+    """Median, without the first (it warms up) where there are more than two."""
+    return statistics.median(seconds[1:] if len(seconds) > 2 else seconds) if seconds else None
+
+
+class PeakMemory:
+    """The most memory that this process held while the block ran, looked at every 10 ms."""
+
+    INTERVAL_S = 0.01
+
+    def __enter__(self):
+        self._process, self._ended = psutil.Process(), threading.Event()
+        self.peak_bytes = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self.INTERVAL_S):
+            self.peak_bytes = max(self.peak_bytes, self._process.memory_info().rss)

@@ -1,0 +1,118 @@
+"""Student: a network with its labels and preprocessing; saved as a bundle, opened from one, usable as a teacher."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from ..records import bundle
+from ..records.labels import Labels
+from ..records.run_directory import write_json, write_text, written_whole
+from ..records.students import Design, design_named
+from .model_card import model_card, monai_inference, monai_metadata
+from .networks import build_network, for_inference, parameters_of
+from .predictor import predict, whole_image_limit
+from .preprocessing import Grid, Preprocessing, decision_in_volume, probabilities_in_volume
+from .volume import Volume
+
+
+@dataclass
+class Student:
+    """A network that segments; satisfies Teacher, so that a student can teach the next one.
+
+    `card` is what the model card tells: what taught it and how well (plain data, nothing of any patient).
+    """
+
+    network: nn.Module
+    design: Design
+    labels: Labels
+    preprocessing: Preprocessing
+    card: dict = field(default_factory=dict)
+    device: str = "cpu"
+    name: str = "student"
+
+    @property
+    def parameters(self) -> int:
+        return parameters_of(self.network)
+
+    @property
+    def limit_voxels(self) -> int:
+        """Larger prepared images go through in windows."""
+        dimensions = self.preprocessing.dimensions
+        arguments = self.design.arguments[dimensions]
+        return whole_image_limit(arguments["channels"][0], arguments.get("stem", 1), dimensions)
+
+    @cached_property
+    def fast_network(self) -> nn.Module:
+        """A copy for inference: batch norms folded, fast convolutions."""
+        return for_inference(copy.deepcopy(self.network), self.device)
+
+    def predict(self, volume: Volume) -> np.ndarray:
+        """Class probabilities `(C, I, J, K)` float32 in the geometry of the volume, background first."""
+        return probabilities_in_volume(*self._on_own_grid(volume))
+
+    def segment(self, volume: Volume) -> np.ndarray:
+        """Label map `(I, J, K)` uint8 in the geometry of the volume."""
+        return decision_in_volume(*self._on_own_grid(volume), self.labels.values)
+
+    def _on_own_grid(self, volume: Volume) -> tuple[torch.Tensor, Grid]:
+        image, grid = self.preprocessing.prepare(volume)
+        return predict(self.fast_network, image, self.preprocessing.dimensions, self.limit_voxels), grid
+
+
+def new_network(design: Design, preprocessing: Preprocessing, labels: Labels, seed: int) -> nn.Module:
+    """A network with fresh weights; the same seed gives the same weights."""
+    torch.manual_seed(seed)
+    return build_network(design, preprocessing.dimensions, preprocessing.channels, labels.channels)
+
+
+def save_student(student: Student, folder: Path) -> None:
+    """Write the bundle whole or not at all."""
+    with written_whole(folder) as temporary:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in student.network.state_dict().items()}
+        (temporary / "models").mkdir(parents=True)
+        (temporary / bundle.WEIGHTS).write_bytes(safetensors.torch.save(weights))
+        ours = {
+            "format_version": bundle.FORMAT,
+            "student": student.design.name,
+            "labels": student.labels.to_json(),
+            "preprocessing": student.preprocessing.to_json(),
+            "parameters": student.parameters,
+            "card": student.card,
+        }
+        write_json(temporary / bundle.METADATA, {**monai_metadata(student), bundle.OURS: ours})
+        write_json(temporary / bundle.INFERENCE, monai_inference(student))
+        write_text(temporary / bundle.MODEL_CARD, model_card(student))
+        bundle.write_checksums(temporary)
+
+
+def load_student(folder: Path, device: str = "cpu") -> Student:
+    """Open a bundle. Its network is built from our own table; nothing that the bundle says is executed.
+
+    Args:
+        folder: a bundle, or a run directory with a student.
+
+    Raises:
+        FileNotFoundError, ValueError: no bundle, damaged, changed, or made by a newer version.
+    """
+    name, folder = Path(folder).name, bundle.bundle_in(folder)
+    ours = bundle.read_metadata(folder)[bundle.OURS]
+    try:
+        design = design_named(ours["student"])
+        labels = Labels.from_json(ours["labels"])
+        preprocessing = Preprocessing.from_json(ours["preprocessing"])
+        network = build_network(design, preprocessing.dimensions, preprocessing.channels, labels.channels)
+        network.load_state_dict(safetensors.torch.load_file(folder / bundle.WEIGHTS))
+    except (KeyError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{folder}: the bundle's metadata and weights do not fit together ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    return Student(network.eval(), design, labels, preprocessing, ours.get("card", {}), device, name)

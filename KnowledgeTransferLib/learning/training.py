@@ -1,0 +1,272 @@
+"""Training: the loop that makes a student, in plain sight. Killed at any moment, it goes on bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from ..records.progress import Progress
+from ..records.run_directory import RunDirectory, written_whole
+from ..records.settings import DistilSettings
+from .augmentation import augment
+from .batches import PreparedCase, Sampler, to_probabilities
+from .configuration import LOOKS
+from .losses import WeightedLosses
+from .predictor import predict
+
+CHECKPOINT_EVERY_S = 60
+WARM_UP_SHARE = 0.2  # of the one-cycle schedule (Smith & Topin 2018, arXiv:1708.07120)
+OVERRUN = 1.1  # a time budget may be exceeded by a tenth before the training is ended early
+
+
+@dataclass
+class State:
+    """What a checkpoint holds: everything the rest of the training depends on."""
+
+    step: int = 0
+    best_dice: float = -1.0
+    best_epoch: int = 0
+    best_network: dict = field(default_factory=dict)
+    history: list[dict] = field(default_factory=list)
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    preparing_s: float = 0.0
+
+
+@dataclass
+class Training:
+    """A network, what it learns from, and how far it has come."""
+
+    fabric: Fabric
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: nn.Module
+    sampler: Sampler
+    held_out: list[PreparedCase]
+    settings: DistilSettings
+    state: State
+    limit_voxels: int
+
+    @property
+    def total_steps(self) -> int:
+        return self.settings.epochs * self.sampler.steps_per_epoch
+
+
+def new_fabric(device: str, precision: str) -> Fabric:
+    """Fabric on one device, or on as many as torchrun or Slurm started processes for."""
+    nodes = int(os.environ.get("SLURM_NNODES") or os.environ.get("GROUP_WORLD_SIZE") or 1)
+    ranks = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    fabric = Fabric(accelerator=device, devices=max(1, ranks // nodes), num_nodes=nodes, precision=precision)
+    if ranks > 1:
+        fabric.launch()
+    return fabric
+
+
+def new_training(
+    fabric: Fabric, network: nn.Module, cases: tuple[list, list], settings: DistilSettings, limit_voxels: int
+) -> Training:
+    """A training at its beginning; `cases` are those to learn from and those held out."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    loss = WeightedLosses(settings.losses)
+    parameters = [*network.parameters(), *loss.parameters()]
+    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+    classes = network.classes
+    network, optimizer = fabric.setup(network, optimizer)
+    sampler = Sampler(cases[0], classes, settings, fabric.global_rank, fabric.world_size)
+    return Training(
+        fabric, network, optimizer, fabric.to_device(loss), sampler, cases[1], settings, State(), limit_voxels
+    )
+
+
+def train(training: Training, run: RunDirectory, progress: Progress) -> None:
+    """Train to the end, from where a checkpoint left off; the best network is in `training.state.best_network`.
+
+    Raises:
+        Cancelled: the user asked for it; the checkpoint holds everything so far.
+    """
+    if run.checkpoint.is_file():
+        restore(training, run)
+    else:
+        save(training, run)  # from here on, nothing needs to be prepared again
+    state, sampler = training.state, training.sampler
+    stage = progress.stage("train", training.total_steps, state.step)
+    saved = time.monotonic()
+    with ThreadPoolExecutor(max_workers=1) as threads:
+        coming = threads.submit(sampler, state.step)
+        while state.step < training.total_steps and not _ended_early(training, progress):
+            began = time.monotonic()
+            batch = coming.result()
+            coming = threads.submit(sampler, state.step + 1)
+            train_step(training, batch, began)
+            state.step += 1
+            looked = end_epoch(training, progress) if state.step % sampler.steps_per_epoch == 0 else False
+            state.seconds += time.monotonic() - began
+            stop = progress.stop = training.fabric.broadcast(progress.stop_asked())  # all processes stop together
+            if looked or stop or time.monotonic() - saved > CHECKPOINT_EVERY_S:
+                save(training, run)
+                saved = time.monotonic()
+            text = f"epoch {1 + (state.step - 1) // sampler.steps_per_epoch} of {training.settings.epochs}"
+            stage.advance(text=text, check=stop)
+
+
+def train_step(training: Training, batch: tuple[torch.Tensor, torch.Tensor], began: float) -> None:
+    """One step of gradient descent on a batch as the sampler gives it."""
+    state, fabric = training.state, training.fabric
+    random = torch.Generator().manual_seed(_seed_of_step(training))
+    image, target = (fabric.to_device(tensor) for tensor in batch)
+    image, target = augment(image, to_probabilities(target, training.sampler.classes), training.settings, random)
+    state.preparing_s += time.monotonic() - began
+    for group in training.optimizer.param_groups:
+        group["lr"] = learning_rate(state.step / training.total_steps, training.settings.learning_rate)
+    training.network.train()
+    if training.network.dimensions == 2:  # noqa: PLR2004
+        image, target = image[..., 0], target[..., 0]
+    loss = training.loss(training.network(image), None, target)
+    if not torch.isfinite(loss):
+        raise ValueError(
+            f"the loss is no number any more at step {state.step}; try a lower --learning-rate, or 32-true"
+        )
+    training.optimizer.zero_grad(set_to_none=True)
+    fabric.backward(loss)
+    fabric.clip_gradients(training.network, training.optimizer, max_norm=1.0)
+    training.optimizer.step()
+    state.loss_sum += float(loss.detach())
+
+
+def end_epoch(training: Training, progress: Progress) -> bool:
+    """Write an epoch's line in the history; now and then look at the held-out patients and keep the best network.
+
+    Returns:
+        whether it looked.
+    """
+    state, steps = training.state, training.sampler.steps_per_epoch
+    epoch = state.step // steps
+    row = {
+        "epoch": epoch,
+        "iteration": state.step,
+        "loss": state.loss_sum / steps,
+        "validation_dice": None,
+        "learning_rate": training.optimizer.param_groups[0]["lr"],
+        "duration_s": round(state.seconds, 3),
+        "preparing_s": round(state.preparing_s, 3),
+    }
+    state.loss_sum = 0.0
+    if epoch % training.settings.validate_every_epochs == 0 or state.step >= training.total_steps:
+        row["validation_dice"] = dice = training.fabric.broadcast(held_out_dice(training))
+        if dice > state.best_dice:
+            state.best_dice, state.best_epoch = dice, epoch
+            state.best_network = {k: v.detach().cpu().clone() for k, v in training.network.module.state_dict().items()}
+    state.history.append(row)
+    progress.event("metrics", **row)
+    return row["validation_dice"] is not None
+
+
+def held_out_dice(training: Training) -> float:
+    """Mean Dice over the held-out cases and their structures, with what they were annotated with."""
+    network = training.network.module.eval()
+    scores = []
+    for case in training.held_out:
+        image = torch.from_numpy(np.asarray(case.image, np.float32))
+        decision = predict(network, image, network.dimensions, training.limit_voxels).argmax(0).numpy()
+        truth = np.asarray(case.target[0] if len(case.target) == 1 else case.target.argmax(0))
+        for channel in range(1, training.sampler.classes):
+            a, b = decision == channel, truth == channel
+            if a.any() or b.any():
+                scores.append(2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b)))
+    return float(np.mean(scores)) if scores else 0.0
+
+
+def learning_rate(share: float, highest: float) -> float:
+    """One-cycle rate after a share (0..1) of the training: a cosine up from 1/25, then down to nearly nothing."""
+    if share < WARM_UP_SHARE:
+        return highest * (0.04 + 0.96 * (0.5 - 0.5 * math.cos(math.pi * share / WARM_UP_SHARE)))
+    return highest * (1e-4 + 0.9999 * (0.5 + 0.5 * math.cos(math.pi * (share - WARM_UP_SHARE) / (1 - WARM_UP_SHARE))))
+
+
+def save(training: Training, run: RunDirectory) -> None:
+    """Write the checkpoint whole or not at all; only the first process does."""
+    if training.fabric.is_global_zero:
+        content = {
+            "state": vars(training.state),
+            "network": training.network.module.state_dict(),
+            "optimizer": training.optimizer.state_dict(),
+            "loss": training.loss.state_dict(),
+        }
+        with written_whole(run.checkpoint) as temporary:
+            torch.save(content, temporary)
+    training.fabric.barrier()
+
+
+def restore(training: Training, run: RunDirectory) -> None:
+    """Take up the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is damaged or of another training; the message says what to do.
+    """
+    try:
+        content = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+        training.state = State(**content["state"])
+        training.network.module.load_state_dict(content["network"])
+        training.optimizer.load_state_dict(content["optimizer"])
+        training.loss.load_state_dict(content["loss"])
+    except Exception as error:
+        reason = "it is damaged, or of another training"  # torch's own words advise to load it unsafely
+        raise ValueError(f"{run.checkpoint}: cannot be taken up ({reason}); begin anew with --restart") from error
+
+
+def length_for(minutes: float, training: Training) -> tuple[int, int]:
+    """What fits into a time budget: epochs, and epochs between two looks at the held-out patients.
+
+    A few steps and one look at a case are timed and undone; a twentieth of the budget is left for the rest, and looking
+    takes at most a third.
+    """
+    parts = (training.network.module, training.optimizer, training.loss)
+    before = copy.deepcopy([part.state_dict() for part in parts])
+    trial = dataclasses.replace(training, state=State(), settings=dataclasses.replace(training.settings, epochs=1))
+    step_s = float(np.median([_seconds(lambda: train_step(trial, training.sampler(0), 0.0)) for _ in range(6)]))
+    case_s = _seconds(lambda: held_out_dice(dataclasses.replace(training, held_out=training.held_out[:1])))
+    for part, content in zip(parts, before, strict=True):
+        part.load_state_dict(content)
+    budget_s, look_s = minutes * 60 * 0.95, case_s * len(training.held_out)
+    looks = int(np.clip(budget_s / 3 / look_s, 1, LOOKS))
+    epochs = max(1, int((budget_s - looks * look_s) / (step_s * training.sampler.steps_per_epoch)))
+    return epochs, -(-epochs // looks)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
+
+
+def _seed_of_step(training: Training) -> int:
+    parts = (training.settings.seed, 3, training.state.step, training.fabric.global_rank)
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _ended_early(training: Training, progress: Progress) -> bool:
+    """Whether the training ends after a look at the held-out patients: patience spent, or far over the time budget."""
+    state, settings = training.state, training.settings
+    between = state.step % training.sampler.steps_per_epoch
+    if between or not state.history or state.history[-1]["validation_dice"] is None:
+        return False
+    epoch = state.step // training.sampler.steps_per_epoch
+    if settings.patience_epochs and epoch - state.best_epoch >= settings.patience_epochs:
+        progress.message(f"no better student for {settings.patience_epochs} epochs: ended early at epoch {epoch}")
+        return True
+    over = settings.minutes is not None and state.seconds > settings.minutes * 60 * OVERRUN
+    if training.fabric.broadcast(over):
+        progress.warning(f"the time budget of {settings.minutes} minutes is spent: ended early at epoch {epoch}")
+        return True
+    return False

@@ -1,0 +1,317 @@
+"""Volume: an image with its geometry; reading and writing of all formats, with a check of what was read."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+
+from ..records.cohort import is_dicom_folder
+from ..records.labels import Labels
+from ..records.run_directory import written_whole
+from .segments import numbered_as, segment_fields
+from .voxel_checks import check_file, check_shape, check_values, check_voxels, times, whole_numbers
+
+RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+UNEVEN_SLICES = "ITK_non_uniform_sampling_deviation"  # what ITK notes of a series with gaps
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image: `array (C, I, J, K)`, `affine (4, 4)` from voxel index to RAS in mm. A 2-D image has K = 1."""
+
+    array: np.ndarray
+    affine: np.ndarray
+    name: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return tuple(int(n) for n in self.array.shape[1:])
+
+    @property
+    def channels(self) -> int:
+        return int(self.array.shape[0])
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    @property
+    def is_picture(self) -> bool:
+        """True for a single slice, which has no third dimension to work in."""
+        return self.shape[2] == 1
+
+
+def read_image(files: tuple[Path, ...] | list[Path] | Path, name: str = "") -> Volume:
+    """Read an image to be segmented: one file, one file per channel, or a folder with a DICOM series.
+
+    Returns:
+        `array (C, I, J, K)` in the type of the file (colour pictures have 3 channels).
+
+    Raises:
+        FileNotFoundError, ValueError: missing, empty, truncated, not an image, not finite, constant, 4-D, too thin,
+            or larger than the memory. The message says which file and why.
+    """
+    files = [Path(files)] if isinstance(files, (str, Path)) else [Path(f) for f in files]
+    channels = [_read(file) for file in files]
+    for file, channel in zip(files[1:], channels[1:], strict=True):
+        check_same_geometry(channels[0], channel, files[0], file)
+    array = channels[0].array if len(channels) == 1 else np.concatenate([c.array for c in channels])
+    check_voxels(array, files[0])
+    return Volume(array, channels[0].affine, name or files[0].name)
+
+
+def read_annotation(file: Path, labels: Labels | None = None, like: Volume | None = None) -> np.ndarray:
+    """Read a label map as `(I, J, K)` uint8.
+
+    Args:
+        labels: the structures that are allowed; None allows every value. A .seg.nrrd, which names its segments and
+            may number them in its own way, is matched with them by name.
+        like: the image that it annotates; its shape and geometry must be equal.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_image`; also not whole numbers, unknown values, another geometry.
+    """
+    volume = _read(Path(file))
+    if volume.channels != 1:
+        raise ValueError(f"{file}: has {volume.channels} channels; an annotation holds one whole number per voxel")
+    if like is not None:
+        check_same_geometry(like, volume, like.name, file)
+    array = whole_numbers(volume.array[0], file)
+    if labels is not None and str(file).lower().endswith(".seg.nrrd"):
+        array = numbered_as(labels, array, Path(file))
+    check_values(array, labels, file)
+    return array.astype(np.uint8)
+
+
+def check_same_geometry(a: Volume, b: Volume, name_a, name_b) -> None:
+    """Raise ValueError unless two volumes have the same shape and lie at the same place (within 1 % of a voxel)."""
+    if a.shape != b.shape:
+        raise ValueError(f"{name_b}: has {times(b.shape)} voxels, but {name_a} has {times(a.shape)}")
+    corners = np.array([[i, j, k, 1] for i in (0, a.shape[0]) for j in (0, a.shape[1]) for k in (0, a.shape[2])]).T
+    distance_mm = np.abs(a.affine @ corners - b.affine @ corners)[:3].max()
+    if distance_mm > 0.01 * min(a.spacing_mm) + 1e-3:
+        raise ValueError(
+            f"{name_b}: lies up to {distance_mm:.2f} mm away from {name_a} (another spacing, origin or orientation)"
+        )
+
+
+def write_annotation(path: Path, array: np.ndarray, affine: np.ndarray, labels: Labels) -> None:
+    """Write a label map `(I, J, K)` whole or not at all; the suffix says how.
+
+    .seg.nrrd holds names, colours and terminology; .nii, .nii.gz, .nrrd, .mha and .png hold the values alone.
+    """
+    path = Path(path)
+    suffix = annotation_suffix(path)
+    with written_whole(path) as temporary:
+        if suffix == ".seg.nrrd":
+            _write_segmentation(temporary, array, affine, labels)
+        elif suffix in (".nii", ".nii.gz"):
+            _write_nifti(temporary, array.astype(np.uint8), affine)
+        else:
+            _write_with_sitk(temporary, array.astype(np.uint8), affine, path)
+
+
+def annotation_suffix(path: Path) -> str:
+    """The format that an annotation's name asks for.
+
+    Raises:
+        ValueError: no format of annotations; JPEG, for one, would change the values.
+    """
+    name = Path(path).name.lower()
+    for suffix in (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", ".png"):
+        if name.endswith(suffix):
+            return suffix
+    raise ValueError(f"{path}: segmentations are written as .seg.nrrd, .nii.gz, .nii, .nrrd, .mha or .png")
+
+
+def write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Write one channel `(I, J, K)` as .nii.gz, .nii, .nrrd, .mha or .png."""
+    with written_whole(path) as temporary:
+        if str(path).endswith((".nii", ".nii.gz")):
+            _write_nifti(temporary, array, affine)
+        else:
+            _write_with_sitk(temporary, array, affine, Path(path))
+
+
+def write_probabilities(path: Path, probabilities: np.ndarray, affine: np.ndarray) -> None:
+    """Write class probabilities `(C, I, J, K)` as a 4-D NIfTI of the structures' channels in steps of 1/255.
+
+    The background is left out: it is what is missing to 1. About 0.1 to 0.3 bytes per voxel and structure.
+    """
+    steps = np.empty((*probabilities.shape[1:], len(probabilities) - 1), np.uint8)
+    for channel, probability in enumerate(probabilities[1:]):  # one at a time: all would need another copy in floats
+        steps[..., channel] = np.rint(probability * 255)
+    with written_whole(path) as temporary:
+        _write_nifti(temporary, steps, affine, slope=1 / 255)
+
+
+def read_probabilities(path: Path, like: Volume) -> np.ndarray:
+    """Read what `write_probabilities` wrote, as `(C, I, J, K)` uint8 in steps of 1/255, with the background."""
+    image = _nifti(path)
+    steps = np.asarray(image.dataobj.get_unscaled())
+    if steps.ndim != 4 or steps.shape[:3] != like.shape or steps.dtype != np.uint8:
+        raise ValueError(f"{path}: does not hold the class probabilities of {like.name}")
+    check_same_geometry(like, Volume(steps[None, ..., 0], np.asarray(image.affine, float)), like.name, path)
+    steps = np.moveaxis(steps, -1, 0)
+    background = 255 - np.minimum(steps.sum(0, dtype=np.int32), 255)
+    return np.concatenate([background[None].astype(np.uint8), steps])
+
+
+def _read(file: Path) -> Volume:
+    check_file(file)
+    try:
+        with warnings.catch_warnings(), _quiet_nibabel():
+            warnings.simplefilter("ignore")
+            volume = _read_nifti(file) if file.name.lower().endswith((".nii", ".nii.gz")) else _read_with_sitk(file)
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:  # every library has its own kinds of complaint about a damaged file
+        reason = _first_line(error)
+        raise ValueError(f"{file}: cannot be read as an image; truncated or not an image? ({reason})") from error
+    if not np.isfinite(volume.affine).all() or abs(np.linalg.det(volume.affine[:3, :3])) < 1e-12:
+        raise ValueError(f"{file}: has no valid geometry (its voxel axes do not span a volume)")
+    return replace(volume, name=file.name)
+
+
+def _read_nifti(file: Path) -> Volume:
+    image = _nifti(file)
+    shape = list(image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    shape += [1] * (3 - len(shape))
+    check_shape(shape, image.get_data_dtype().itemsize, file)
+    array = np.asanyarray(image.dataobj).reshape(shape)
+    if array.dtype.names or np.iscomplexobj(array):
+        raise ValueError(f"{file}: voxels of type {array.dtype} are not supported; grey values are needed")
+    return Volume(array[None], np.asarray(image.affine, float))
+
+
+def _nifti(file: Path):
+    try:
+        return nibabel.load(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: there is no such file") from None
+    except Exception as error:
+        raise ValueError(f"{file}: is not a NIfTI image ({_first_line(error)})") from error
+
+
+def _read_with_sitk(file: Path) -> Volume:
+    reader = _series_reader(file) if file.is_dir() else _file_reader(file)
+    image = reader.Execute()
+    if _has_gaps(reader, image):
+        raise ValueError(f"{file}: slices are missing or unevenly spaced; copy the whole series, or resample it")
+    dimension, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
+    if file.is_dir() or dimension == 2:
+        check_shape(list(image.GetSize()) + [1] * (3 - dimension), 4, file)
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise ValueError(f"{file}: complex voxels are not supported; grey values are needed")
+    array = sitk.GetArrayFromImage(image)  # (K, J, I, C), K and C only where there are some
+    array = array.reshape(*image.GetSize()[::-1], components) if components > 1 else array[..., None]
+    array = array[None] if dimension == 2 else array
+    picture = file.name.lower().endswith(PICTURES)
+    array = array[..., :3] if picture and components == 4 else array  # its fourth channel is opacity
+    # A picture's dots per inch are no physical size: its pixels count as 1 mm.
+    affine = RAS_OF_LPS if picture else _affine_of(image)
+    return Volume(np.ascontiguousarray(array.transpose(3, 2, 1, 0)), affine)
+
+
+def _has_gaps(reader, image: sitk.Image) -> bool:
+    """Whether the slices of a DICOM series lie unevenly by more than a tenth of their distance; less is rounding."""
+    if not image.HasMetaDataKey(UNEVEN_SLICES):
+        return False
+    places = [sitk.ReadImage(file).GetOrigin() for file in reader.GetFileNames()]
+    steps_mm = np.linalg.norm(np.diff(places, axis=0), axis=1)
+    return float(np.ptp(steps_mm)) > 0.1 * float(np.median(steps_mm))
+
+
+def _file_reader(file: Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    size = list(reader.GetSize())
+    while len(size) > 3 and size[-1] == 1:
+        size.pop()
+    bytes_each = sitk.Image([1] * 2, reader.GetPixelID()).GetSizeOfPixelComponent() * reader.GetNumberOfComponents()
+    check_shape(size + [1] * (3 - len(size)), bytes_each, file)
+    return reader
+
+
+def _series_reader(folder: Path) -> sitk.ImageSeriesReader:
+    if not is_dicom_folder(folder):
+        raise ValueError(f"{folder}: is a folder without DICOM files")
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        raise ValueError(f"{folder}: holds {len(series)} DICOM series; put each into a folder of its own")
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    return reader
+
+
+def _affine_of(image: sitk.Image) -> np.ndarray:
+    dimension = image.GetDimension()
+    affine = np.eye(4)
+    direction = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :3]
+    n = min(dimension, 3)
+    affine[:n, :n] = direction * np.array(image.GetSpacing())[None, :n]
+    affine[:n, 3] = image.GetOrigin()[:n]
+    return RAS_OF_LPS @ affine
+
+
+def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, slope: float | None = None) -> None:
+    image = nibabel.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine, 1, strip_shears=True)
+    image.set_sform(affine, 1)
+    if slope:
+        image.header.set_slope_inter(slope, 0)
+    nibabel.save(image, path)
+
+
+def _write_with_sitk(temporary: Path, array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    picture = path.name.lower().endswith(PICTURES)
+    if picture and array.shape[2] != 1:
+        found = f"a volume of {array.shape[2]} slices does not fit into one picture"
+        raise ValueError(f"{path}: {found}; choose .nii.gz or .nrrd")
+    image = sitk.GetImageFromArray(array[:, :, 0].T) if picture else _sitk_image(array, affine)
+    sitk.WriteImage(image, str(temporary), useCompression=True)
+
+
+def _write_segmentation(path: Path, array: np.ndarray, affine: np.ndarray, labels: Labels) -> None:
+    image = _sitk_image(array.astype(np.uint8), affine)
+    for key, value in segment_fields(labels, array.shape).items():
+        image.SetMetaData(key, value)
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def _sitk_image(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
+    image = sitk.GetImageFromArray(array.transpose(2, 1, 0))
+    lps = RAS_OF_LPS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    return image
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:200]
+
+
+@contextlib.contextmanager
+def _quiet_nibabel():
+    """nibabel logs what it repairs in a header to stderr; our own message is enough."""
+    logger = nibabel.imageglobals.logger
+    level, logger.level = logger.level, 50
+    try:
+        yield
+    finally:
+        logger.level = level

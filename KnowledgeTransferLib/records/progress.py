@@ -1,0 +1,151 @@
+"""Progress: what a step tells the world, as events; time left, problems of single cases, and cancelling."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+from .run_directory import json_text
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+Listener = Callable[[dict], None]
+_stop = threading.Event()
+
+
+def stop_signal() -> threading.Event:
+    """Set it to ask every step of this process to stop; the command line does so on Ctrl-C."""
+    return _stop
+
+
+class Cancelled(Exception):
+    """The user asked the step to stop. What was done is kept; the same command goes on from there."""
+
+
+EXPECTED = (ValueError, OSError, RuntimeError, MemoryError, Cancelled)
+
+
+class Progress:
+    """Sends events (dicts that JSON can hold) to a listener and to `events.jsonl`, and notices a wish to stop.
+
+    Every event has `time` (ISO 8601, UTC), `step` and `event`, one of: start, stage, progress, message, warning,
+    problem (one case failed, the others go on), metrics, done, cancelled, error.
+    """
+
+    def __init__(
+        self,
+        step: str,
+        listener: Listener | None = None,
+        events: Path | None = None,
+        cancel_requested: Callable[[], bool] = lambda: False,
+    ):
+        self.step = step
+        self.listener = listener
+        self.events = events
+        self.cancel_requested = cancel_requested
+        self.stop = False
+        self.problems: list[dict] = []
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind, error: BaseException | None, traceback) -> None:
+        """Tell how the step ended when it did not end well; the error goes on to the caller."""
+        if isinstance(error, Exception):
+            with contextlib.suppress(OSError):  # the disk may be what is wrong
+                self.event("cancelled" if isinstance(error, Cancelled) else "error", text=explain(error))
+            error.told = True
+
+    def event(self, event: str, **fields) -> None:
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        record = {"time": now, "step": self.step, "event": event, **fields}
+        try:
+            if self.events is not None:
+                _append_line(self.events, json_text(record))
+        finally:
+            if self.listener is not None:
+                self.listener(record)
+
+    def message(self, text: str) -> None:
+        self.event("message", text=text)
+
+    def warning(self, text: str) -> None:
+        self.event("warning", text=text)
+
+    def problem(self, case: str, error: Exception | str) -> None:
+        """One case failed: say so and remember it; the others go on."""
+        text = explain(error) if isinstance(error, Exception) else error
+        self.problems.append({"case": case, "message": text})
+        self.event("problem", case=case, text=text)
+
+    def stop_asked(self) -> bool:
+        """Whether Ctrl-C was pressed or the run directory holds a file `cancel`."""
+        return self.stop or _stop.is_set() or self.cancel_requested()
+
+    def check(self) -> None:
+        """Raise Cancelled when the user asked the step to stop."""
+        if self.stop_asked():
+            raise Cancelled(f"{self.step} was stopped; the same command goes on where it was")
+
+    def stage(self, name: str, total: int, done: int = 0) -> Stage:
+        """Begin a part of the step that has `total` units of work, `done` of them before this process began."""
+        return Stage(self, name, total, done)
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Append a line whole or not at all."""
+    with open(path, "ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            written = file.write((line + "\n").encode())
+            if written < len(line.encode()) + 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            file.truncate(end)
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def explain(error: BaseException) -> str:
+    """One line on what went wrong, where, and what to do."""
+    if not isinstance(error, EXPECTED):  # a mistake of ours, whose message means little by itself
+        return f"unexpected {type(error).__name__}: {error}"
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error) or type(error).__name__
+    text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if error.errno in DISK_FULL:
+        text += ". Make room and give the same command again; what is done is kept"
+    return text
+
+
+class Stage:
+    """A part of a step with a known amount of work; knows how long the rest will take."""
+
+    INTERVAL_S = 0.2  # not more than five events a second
+
+    def __init__(self, progress: Progress, name: str, total: int, done: int):
+        self.progress, self.name, self.total, self.done = progress, name, total, done
+        self.done_before = done
+        self.began = self.told = time.monotonic()
+        progress.event("stage", name=name, total=total, done=done)
+
+    def advance(self, by: int = 1, text: str = "", check: bool = True) -> None:
+        """Count `by` more units as done, tell it, and stop here (if `check`) when the user asked for it."""
+        self.done += by
+        now = time.monotonic()
+        if now - self.told >= self.INTERVAL_S or self.done >= self.total:
+            self.told = now
+            left = round(self.time_left_s(now), 1)
+            self.progress.event(
+                "progress", name=self.name, done=self.done, total=self.total, time_left_s=left, text=text
+            )
+        if check:
+            self.progress.check()
+
+    def time_left_s(self, now: float) -> float:
+        finished_here = max(self.done - self.done_before, 1)
+        return (now - self.began) / finished_here * max(self.total - self.done, 0)

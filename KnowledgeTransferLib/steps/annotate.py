@@ -1,0 +1,144 @@
+"""Annotate: the teachers run over a cohort and leave a pseudo-annotation of each case."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from ..learning.ahead import ahead
+from ..learning.predictor import pick_device
+from ..learning.teachers import Ensemble, Teacher, confidence_of, kind_of
+from ..learning.volume import Volume, read_image, write_annotation, write_probabilities
+from ..records.bundle import sha256
+from ..records.cohort import Case, Cohort, read_cohort
+from ..records.labels import Labels
+from ..records.progress import Listener, Progress
+from ..records.run_directory import RunDirectory, read_json, write_json
+from ..records.settings import AnnotateSettings, differences, read_settings, write_settings
+
+
+def annotate(
+    run: RunDirectory | Path | str,
+    cohort: Cohort | Path | str | None = None,
+    teachers: dict[str, float] | None = None,
+    *,
+    listener: Listener | None = None,
+    **asked,
+) -> dict:
+    """Annotate the cases of a cohort; cases that are done already are left as they are.
+
+    Args:
+        cohort: what `read_cohort` reads; None goes on with the run's own cohort.
+        teachers: path -> weight; None goes on with the run's own teachers.
+        asked: other fields of AnnotateSettings.
+
+    Returns:
+        What annotations.json holds: `cases` (confidence, volume in ml of each structure), `teachers`, `problems`.
+
+    Raises:
+        ValueError, OSError: nothing can be done at all; a case that fails is a problem, and the others go on.
+    """
+    run = run if isinstance(run, RunDirectory) else RunDirectory(run)
+    with run.locked(), Progress("annotate", listener, run.events, run.cancel_requested) as progress:
+        progress.event("start", run=str(run.path))
+        settings = _settings(run, teachers, asked)
+        cohort = _cohort(run, cohort)
+        ensemble = open_teachers(settings, cohort.labels)
+        if getattr(ensemble, "hint", ""):
+            progress.warning(ensemble.hint)
+        write_settings(run, "annotate", settings)
+        write_json(run.cohort, cohort.to_json())
+        record = _record(run, settings, ensemble)
+        _annotate_cases(run, cohort, ensemble, settings, record, progress)
+        progress.event("done", cases=len(record["cases"]), problems=progress.problems)
+        return record
+
+
+def open_teachers(settings: AnnotateSettings, labels: Labels | None) -> Teacher:
+    """The teachers as one."""
+    device = pick_device(settings.device)
+    teachers = [kind_of(Path(t["path"])).open(Path(t["path"]), device, labels) for t in settings.teachers]
+    weights = [t["weight"] for t in settings.teachers]
+    return teachers[0] if len(teachers) == 1 else Ensemble(teachers, weights)
+
+
+def _settings(run: RunDirectory, teachers: dict[str, float] | None, asked: dict) -> AnnotateSettings:
+    """What was asked for on top of settings.json; a run keeps the teachers that it was begun with."""
+    stored = read_settings(run, "annotate")
+    teachers = teachers or {t["path"]: t.get("weight", 1.0) for t in stored.get("teachers", ())}
+    if teachers:
+        asked = {**asked, "teachers": tuple(_reference(Path(path), weight) for path, weight in teachers.items())}
+    changed = differences(stored, {k: v for k, v in asked.items() if k != "device"}) if stored else []
+    if changed and run.annotations.is_file():
+        raise ValueError(f"{run.path}: was begun with other settings ({'; '.join(changed)}); use another run directory")
+    settings = AnnotateSettings(**{**stored, **asked})
+    if not settings.teachers:
+        raise ValueError("no teacher was given; name at least one (--teacher PATH)")
+    return settings
+
+
+def _reference(path: Path, weight: float) -> dict:
+    path = path.absolute()
+    return {"path": str(path), "weight": float(weight), "sha256": kind_of(path).sha256(path)}
+
+
+def _cohort(run: RunDirectory, cohort: Cohort | Path | str | None) -> Cohort:
+    if isinstance(cohort, Cohort):
+        return cohort
+    if cohort is not None:
+        return read_cohort(cohort)
+    if not run.cohort.is_file():
+        raise ValueError(f"{run.path}: has no cohort yet; name one (--cohort PATH)")
+    return Cohort.from_json(read_json(run.cohort))
+
+
+def _record(run: RunDirectory, settings: AnnotateSettings, ensemble: Teacher) -> dict:
+    """What is known of the run's pseudo-annotations, from an earlier start or new."""
+    if run.annotations.is_file():
+        return {**read_json(run.annotations), "problems": []}
+    teachers = [{"name": Path(t["path"]).name, **t} for t in asdict(settings)["teachers"]]
+    return {"teachers": teachers, "structures": ensemble.labels.to_json(), "cases": {}, "problems": []}
+
+
+def _annotate_cases(run, cohort: Cohort, ensemble: Teacher, settings, record: dict, progress: Progress) -> None:
+    todo = [case for case in cohort.cases if not _is_done(run, case, settings, record)]
+    stage = progress.stage("annotate", len(cohort.cases), len(cohort.cases) - len(todo))
+    for case, reading in ahead(lambda case: read_image(case.images, case.id), todo):
+        try:
+            volume = reading.result()
+            probabilities = ensemble.predict(volume)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            progress.problem(case.id, error)
+        else:
+            record["cases"].pop(case.id, None)
+            checksum = _keep(run, volume, probabilities, ensemble.labels, settings)
+            figures = _figures(volume, probabilities, ensemble.labels)
+            record["cases"][case.id] = {"images": case.paths, "sha256": checksum, **figures}
+            progress.event("case", case=case.id, file=str(run.pseudo_annotation(case.id)), **figures)
+        record["problems"] = progress.problems
+        write_json(run.annotations, record)
+        stage.advance(text=case.id)
+
+
+def _is_done(run: RunDirectory, case: Case, settings: AnnotateSettings, record: dict) -> bool:
+    files = [run.pseudo_annotation(case.id)] + [run.probability_maps(case.id)] * settings.probabilities
+    done = record["cases"].get(case.id, {})  # of another image, where another cohort has the same ids
+    return done.get("images") == case.paths and all(file.is_file() for file in files)
+
+
+def _keep(run: RunDirectory, volume: Volume, probabilities: np.ndarray, labels: Labels, settings) -> str:
+    """Write what the teachers said; returns the checksum by which a correction by hand is noticed later."""
+    decision = np.array(labels.values, np.uint8)[probabilities.argmax(0)]
+    if settings.probabilities:
+        write_probabilities(run.probability_maps(volume.name), probabilities, volume.affine)
+    write_annotation(run.pseudo_annotation(volume.name), decision, volume.affine, labels)
+    return sha256(run.pseudo_annotation(volume.name))
+
+
+def _figures(volume: Volume, probabilities: np.ndarray, labels: Labels) -> dict:
+    voxel_ml = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
+    counts = np.bincount(probabilities.argmax(0).ravel(), minlength=labels.channels)
+    volumes_ml = {name: round(int(n) * voxel_ml, 4) for name, n in zip(labels.names, counts[1:], strict=True)}
+    return {"confidence": round(confidence_of(probabilities), 4), "volumes_ml": volumes_ml}

@@ -1,0 +1,315 @@
+"""Distil: a student learns from the pseudo-annotations of the transferal set, from expert annotations, or from both."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+
+from ..learning.ahead import ahead
+from ..learning.batches import PreparedCases
+from ..learning.configuration import Surroundings, configure, fingerprint, usual_precision
+from ..learning.losses import WeightedLosses
+from ..learning.predictor import pick_device
+from ..learning.preprocessing import Preprocessing
+from ..learning.student import Student, load_student, new_network, save_student
+from ..learning.training import length_for, new_fabric, new_training, train
+from ..learning.training_cases import (
+    FEWEST_CASES,
+    TrainingCase,
+    labels_to_learn,
+    on_grid,
+    split_by_group,
+    training_cases_of,
+)
+from ..records import bundle
+from ..records.cohort import Cohort, read_cohort
+from ..records.labels import Labels
+from ..records.progress import Listener, Progress
+from ..records.run_directory import RunDirectory, read_json, write_json
+from ..records.settings import DistilSettings, checked, differences, read_settings, write_settings
+from ..records.students import design_named
+
+
+def distil(
+    run: RunDirectory | Path | str,
+    cohort: Cohort | Path | str | None = None,
+    *,
+    restart: bool = False,
+    listener: Listener | None = None,
+    **asked,
+) -> dict:
+    """Train a student; a training that was stopped or killed goes on where it was.
+
+    Args:
+        cohort: what `read_cohort` reads; None takes the run's own (the transferal set that `annotate` made).
+        restart: forget an earlier training of this run.
+        asked: fields of DistilSettings; those left out are taken from the run's settings.json or chosen.
+
+    Returns:
+        `student` (the bundle's folder), `validation_dice`, `epoch` of the best student, and `problems`.
+
+    Raises:
+        ValueError, OSError: nothing can be learnt, or the run was begun with other settings.
+        Cancelled: the user asked for it; the same call goes on.
+    """
+    run = run if isinstance(run, RunDirectory) else RunDirectory(run)
+    stored = read_settings(run, "distil")
+    stored = stored if _began(run) and not restart else _unsettled(stored)
+    device = pick_device(asked.get("device") or stored.get("device", "auto"))
+    fabric = new_fabric(device, asked.get("precision") or stored.get("precision") or usual_precision(device))
+    first = fabric.is_global_zero
+    progress = Progress("distil", listener if first else None, run.events if first else None, run.cancel_requested)
+    with run.locked() if first else contextlib.nullcontext(), progress:
+        progress.event("start", run=str(run.path), device=device, processes=fabric.world_size)
+        if first:
+            asked = {k: v for k, v in asked.items() if v is not None}
+            if asked.get("start_from"):
+                asked["start_from"] = str(bundle.bundle_in(Path(asked["start_from"]).absolute()))
+            _get_ready(run, cohort, {**asked, "device": device}, restart, progress)
+        fabric.barrier()
+        summary = read_json(run.training) if run.training.is_file() else _learn(run, fabric, progress)
+        if first:
+            _forget_images(run)
+        progress.event("done", **{k: v for k, v in summary.items() if k != "history"})
+        return summary
+
+
+def _get_ready(run: RunDirectory, cohort, asked: dict, restart: bool, progress: Progress) -> None:
+    """Settle the settings, and bring every case to the student's grid, unless an earlier start has done so."""
+    checked(asked, "distil", "options")
+    began = _began(run) and not restart
+    stored = read_settings(run, "distil")
+    changed = differences(stored, asked) if began else []
+    if began and cohort is not None and _opened(cohort).to_json() != read_json(run.cohort):
+        changed.append("the cohort has other cases")
+    if changed:
+        raise ValueError(
+            f"{run.path}: its training was begun with other settings ({'; '.join(changed)}). "
+            "Leave these options out to go on, add --restart to begin anew, or name another run directory"
+        )
+    if began and run.training.is_file():
+        progress.message("this training is finished; add --restart to begin anew, or name another run directory")
+        return
+    if began:
+        progress.message("goes on with the training that is there")
+        return
+    settings = DistilSettings(**{**_without_other_length(_unsettled(stored), asked), **asked})
+    settings = _with_start(settings, asked.get("student"))
+    WeightedLosses(settings.losses)  # refuses losses that do not exist before the work begins
+    cohort = _cohort(run, cohort)
+    _prepare(run, cohort, settings, progress)
+
+
+def _began(run: RunDirectory) -> bool:
+    return run.checkpoint.is_file() or run.training.is_file()
+
+
+def _unsettled(stored: dict) -> dict:
+    """Stored settings without the automatic choices of an earlier start, which the cohort may no longer fit."""
+    return {k: v for k, v in stored.items() if k not in stored.get("reasons", {}) and k != "reasons"}
+
+
+def _without_other_length(stored: dict, asked: dict) -> dict:
+    """Stored settings without the length that the asked one replaces: epochs and minutes exclude each other."""
+    if "epochs" in asked and "minutes" in asked:
+        raise ValueError("--epochs and --minutes exclude each other; give one of them")
+    other = "minutes" if "epochs" in asked else "epochs" if "minutes" in asked else ""
+    return {name: value for name, value in stored.items() if name != other}
+
+
+def _forget_training(run: RunDirectory) -> None:
+    """Forget an earlier training; its student stays until a new one takes its place."""
+    _forget_images(run)
+    run.training.unlink(missing_ok=True)
+
+
+def _forget_images(run: RunDirectory) -> None:
+    """Remove what only an unfinished training needs; it holds the patients' images."""
+    run.checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(run.prepared, ignore_errors=True)
+
+
+def _with_start(settings: DistilSettings, asked: str | None) -> DistilSettings:
+    """Settings with the design and checksum of the bundle that the training starts from; `asked` is a design."""
+    if not settings.start_from:
+        return settings
+    folder = bundle.bundle_in(Path(settings.start_from).absolute())
+    student = load_student(folder)
+    if asked not in (None, student.design.name):
+        raise ValueError(f"{folder}: is a {student.design.name} student; leave out --student {asked} to start from it")
+    digest = bundle.sha256(folder / bundle.WEIGHTS)
+    return dataclasses.replace(settings, start_from=str(folder), start_sha256=digest, student=student.design.name)
+
+
+def _cohort(run: RunDirectory, cohort: Cohort | Path | str | None) -> Cohort:
+    if cohort is None and not run.cohort.is_file():
+        raise ValueError(f"{run.path}: has no cohort yet; annotate one first, or name one (--cohort PATH)")
+    if cohort is None:
+        return Cohort.from_json(read_json(run.cohort))
+    return _opened(cohort)
+
+
+def _opened(cohort: Cohort | Path | str) -> Cohort:
+    return cohort if isinstance(cohort, Cohort) else read_cohort(cohort)
+
+
+def _prepare(run: RunDirectory, cohort: Cohort, settings: DistilSettings, progress: Progress) -> None:
+    cases = training_cases_of(run, cohort, settings, progress)
+    labels = labels_to_learn(run, cohort, cases, progress)
+    cases, fingerprints = _fingerprints(cases, labels, progress)
+    settings, preprocessing = _configured(run, settings, cohort.modality, labels, fingerprints)
+    _forget_training(run)
+    write_json(run.cohort, cohort.to_json())
+    write_settings(run, "distil", settings)
+    for name, reason in settings.reasons.items():
+        progress.message(f"{name} = {getattr(settings, name)} ({reason})")
+    prepared, good = PreparedCases(run.prepared), []
+    stage = progress.stage("prepare", len(cases))
+    for (number, item), reading in ahead(lambda item: item[1].read(labels), list(enumerate(cases))):
+        try:
+            image, target = on_grid(*reading.result(), labels, preprocessing)
+        except (ValueError, OSError, MemoryError) as error:  # such as a single slice among volumes
+            progress.problem(item.case.id, error)
+        else:
+            prepared.write(number, image, target, settings.seed)
+            good.append((number, item))
+        stage.advance(text=item.case.id)
+    _refuse_few(good, cases, progress)
+    prepared.complete(
+        {
+            "cases": [{"number": n, "id": item.case.id, "group": item.case.group} for n, item in good],
+            "labels": labels.to_json(), "preprocessing": preprocessing.to_json(),
+            "problems": progress.problems, "taught_by": _taught_by(run, [item for _, item in good], settings),
+        }
+    )  # fmt: skip
+
+
+def _fingerprints(cases: list[TrainingCase], labels: Labels, progress: Progress) -> tuple[list[TrainingCase], list]:
+    """Open every case once: fingerprints of the good ones; a bad one is a problem, and the others go on."""
+    stage, found = progress.stage("fingerprint", len(cases)), []
+    for item, reading in ahead(lambda item: item.read(labels), cases):
+        try:
+            volume, target = reading.result()
+            found.append((item, fingerprint(volume, target[0] if len(target) == 1 else target.argmax(0))))
+        except (ValueError, OSError, MemoryError) as error:
+            progress.problem(item.case.id, error)
+        stage.advance(text=item.case.id)
+    found = _with_usual_channels(found, progress)
+    _refuse_few(found, cases, progress)
+    return [item for item, _ in found], [seen for _, seen in found]
+
+
+def _with_usual_channels(found: list[tuple], progress: Progress) -> list[tuple]:
+    """The cases with as many channels as most have; the others are problems."""
+    usual = statistics.mode(len(seen.grey_values) for _, seen in found) if found else 0
+    for item, seen in found:
+        if len(seen.grey_values) != usual:
+            text = f"{item.case.id}: has {len(seen.grey_values)} channels; the others {usual}"
+            progress.problem(item.case.id, text)
+    return [(item, seen) for item, seen in found if len(seen.grey_values) == usual]
+
+
+def _refuse_few(good: list, cases: list[TrainingCase], progress: Progress) -> None:
+    if len(good) < FEWEST_CASES:
+        raise ValueError(f"only {len(good)} of {len(cases)} cases can be used: {progress.problems[0]['message']}")
+
+
+def _configured(run, settings: DistilSettings, modality: str, labels: Labels, fingerprints: list):
+    """Settings without gaps and the preprocessing; a training that starts from a bundle keeps that of the bundle."""
+    design = design_named(settings.student)
+    start = load_student(Path(settings.start_from)) if settings.start_from else None
+    if start and start.labels.names != labels.names:
+        raise ValueError(
+            f"{settings.start_from}: segments {', '.join(start.labels.names)}, but the annotations hold "
+            f"{', '.join(labels.names)}; fine-tuning needs the same structures in the same order"
+        )
+    if start:
+        kept = start.preprocessing
+        fixed = {
+            "dimensions": kept.dimensions,
+            "spacing_mm": kept.spacing_mm,
+            "normalisation": kept.normalisation[0].kind,
+        }
+        _refuse_changes(settings, fixed)
+        settings = dataclasses.replace(settings, **fixed)
+    around = Surroundings(modality, labels, settings.device, len(fingerprints))
+    settings, preprocessing = configure(settings, design, fingerprints, around)
+    if start is None:
+        return settings, preprocessing
+    reasons = {**settings.reasons, **dict.fromkeys(fixed, "that of the bundle which the training starts from")}
+    return dataclasses.replace(settings, reasons=reasons), start.preprocessing
+
+
+def _refuse_changes(settings: DistilSettings, fixed: dict) -> None:
+    for name, value in fixed.items():
+        if getattr(settings, name) not in (None, value):
+            raise ValueError(f"{settings.start_from}: fine-tuning keeps its {name} of {value}; leave that option out")
+
+
+def _taught_by(run: RunDirectory, cases: list[TrainingCase], settings: DistilSettings) -> str:
+    """A sentence for the model card; it names no case and no path."""
+    pseudo = [item for item in cases if item.annotation.parent == run.pseudo_annotations]
+    parts = []
+    if pseudo:
+        teachers = read_json(run.annotations)["teachers"]
+        names = ", ".join(f"weight {t['weight']:g}, sha256 {t['sha256'][:12] or 'none'}" for t in teachers)
+        soft = "class probabilities" if pseudo[0].probabilities else "decisions"
+        parts.append(f"the {soft} of {len(teachers)} teacher(s) ({names}) on {len(pseudo)} images")
+    if len(cases) > len(pseudo):
+        parts.append(f"expert annotations of {len(cases) - len(pseudo)} images")
+    start = f"; it started from a bundle (sha256 {settings.start_sha256[:12]})" if settings.start_from else ""
+    return "It learnt from " + " and ".join(parts) + start + "."
+
+
+def _learn(run: RunDirectory, fabric, progress: Progress) -> dict:
+    """Train, write the bundle, and remove what is needed no more."""
+    settings = DistilSettings(**read_settings(run, "distil"))
+    prepared = PreparedCases(run.prepared)
+    index = prepared.read_index()
+    labels, preprocessing = Labels.from_json(index["labels"]), Preprocessing.from_json(index["preprocessing"])
+    student = _untrained(run, settings, preprocessing, labels)
+    cases = split_by_group(prepared.load(), settings)
+    training = new_training(fabric, student.network, cases, settings, student.limit_voxels)
+    if settings.epochs is None:
+        epochs, every = fabric.broadcast(length_for(settings.minutes, training))
+        every = every if "validate_every_epochs" in settings.reasons else settings.validate_every_epochs
+        reasons = {**settings.reasons, "epochs": f"what fits into {settings.minutes:g} minutes on this computer"}
+        settings = dataclasses.replace(settings, epochs=epochs, validate_every_epochs=every, reasons=reasons)
+        training.settings = training.sampler.settings = settings
+        if fabric.is_global_zero:
+            write_settings(run, "distil", settings)
+    train(training, run, progress)
+    state = training.state
+    student.network.load_state_dict(state.best_network)
+    student.card = _card(index["taught_by"], settings, state, cases)
+    summary = {
+        "student": str(run.student), "validation_dice": state.best_dice, "epoch": state.best_epoch,
+        "duration_s": round(state.seconds, 1), "problems": index["problems"], "history": state.history,
+    }  # fmt: skip
+    if fabric.is_global_zero:
+        save_student(student, run.student)
+        write_json(run.training, summary)
+    fabric.barrier()
+    return summary
+
+
+def _untrained(run: RunDirectory, settings: DistilSettings, preprocessing: Preprocessing, labels: Labels) -> Student:
+    design = design_named(settings.student)
+    network = new_network(design, preprocessing, labels, settings.seed)
+    if settings.start_from and not run.checkpoint.is_file():
+        network.load_state_dict(load_student(Path(settings.start_from)).network.state_dict())
+    return Student(network, design, labels, preprocessing)
+
+
+def _card(taught_by: str, settings: DistilSettings, state, cases: tuple[list, list]) -> dict:
+    share = "the same" if cases[0] == cases[1] else f"{len(cases[1])} held-out"
+    figures = {f"mean Dice with the annotations it learns from, on {share} images": round(state.best_dice, 4)}
+    hidden = ("start_from", "reasons")
+    return {
+        "taught_by": taught_by, "figures": figures, "learnt_from_images": len(cases[0]),
+        "settings": {k: v for k, v in asdict(settings).items() if k not in hidden},
+    }  # fmt: skip

@@ -1,0 +1,192 @@
+"""Segment: a student segments files or folders, each in the geometry of its image."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..learning.ahead import ahead
+from ..learning.predictor import pick_device
+from ..learning.student import Student, load_student
+from ..learning.volume import PICTURES, annotation_suffix, read_image, write_annotation
+from ..records.cohort import (
+    SEGMENTATION,
+    SUFFIXES,
+    Case,
+    dataset_of,
+    is_dicom_folder,
+    is_image,
+    is_segmentation,
+    read_cohort,
+    write_names,
+)
+from ..records.labels import Labels
+from ..records.progress import Listener, Progress
+from ..records.run_directory import RunDirectory, check_writable, read_json
+
+FORMATS = (SEGMENTATION, ".nii.gz", ".nii", ".nrrd", ".mha", ".png")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is segmented, into which files, and which of these are there already and kept."""
+
+    cases: list[Case]
+    targets: dict[str, Path]  # of each case
+    kept: set[str]  # case ids
+    names: Path | None  # the dataset.json beside label maps in a folder; None where none is needed
+    progress: Progress
+
+
+def segment(  # noqa: PLR0913
+    bundle: Path | str,
+    inputs: list[Path | str],
+    output: Path | str,
+    *,
+    format: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    run: RunDirectory | Path | str | None = None,
+    listener: Listener | None = None,
+) -> dict:
+    """Segment images with a student.
+
+    Args:
+        bundle: the student's folder, or a run directory with a student.
+        inputs: image files, DICOM series, or folders of images; one image whose channels lie in several files is a
+            folder with `name_0000`, `name_0001`, ...
+        output: a file (for one image), or a folder that gets one file per image, named like it.
+        format: suffix of the files in an output folder; None takes that of the image (.nrrd for DICOM, .png for
+            pictures).
+        overwrite: replace what is there. Else an output file that is there is refused, and in an output folder it is
+            kept, so that the same call goes on after a stop.
+        run: directory for events.jsonl and for a file `cancel` that stops the step; held while the step runs.
+
+    Returns:
+        `files` (case id -> path, with those that were kept) and `problems`.
+
+    Raises:
+        ValueError, OSError: nothing can be done at all; an image that fails is a problem, and the others go on.
+        RuntimeError: another process works in the run directory.
+    """
+    run = RunDirectory(run) if isinstance(run, (str, Path)) else run
+    output = Path(output).absolute()
+    with run.locked() if run else nullcontext(), _progress(run, listener) as progress:
+        cases = _cases([Path(i) for i in inputs])
+        targets = _targets(cases, output, format)
+        kept = set() if overwrite else _kept(targets, output)
+        job = _Job(cases, targets, kept, _names(targets, output), progress)
+        student = load_student(Path(bundle), pick_device(device))
+        progress.event("start", cases=len(cases), device=student.device)
+        files = _segment_cases(student, job)
+        progress.event("done", files=files, problems=progress.problems)
+        return {"files": files, "problems": progress.problems}
+
+
+def _progress(run: RunDirectory | None, listener: Listener | None) -> Progress:
+    return Progress("segment", listener, run.events, run.cancel_requested) if run else Progress("segment", listener)
+
+
+def _kept(targets: dict[str, Path], output: Path) -> set[str]:
+    """The cases whose segmentation is there already; one file that was asked for by its name is never kept silently."""
+    there = {id_ for id_, target in targets.items() if target.exists()}
+    if there and _is_one_file(output):
+        raise ValueError(f"{output}: exists already; add --overwrite or name another output")
+    return there
+
+
+def _names(targets: dict[str, Path], output: Path) -> Path | None:
+    needed = not _is_one_file(output) and not all(map(is_segmentation, targets.values()))
+    return output / "dataset.json" if needed else None
+
+
+def _tell_what_is_kept(job: _Job, labels: Labels) -> None:
+    if job.kept:
+        found = f"{len(job.kept)} of {len(job.cases)} are there already and are kept"
+        job.progress.message(f"{found}; add --overwrite to make them again")
+    if job.names and job.names.exists() and len(job.kept) < len(job.cases) and not _holds(job.names, labels):
+        values = ", ".join(f"{s.value} {s.name}" for s in labels.structures)
+        job.progress.warning(f"{job.names}: holds something else and is kept; this student's values are {values}")
+
+
+def _holds(names: Path, labels: Labels) -> bool:
+    try:
+        return read_json(names) == dataset_of(labels)
+    except (OSError, ValueError):
+        return False
+
+
+def _segment_cases(student: Student, job: _Job) -> dict[str, str]:
+    """Segment what is not kept; returns the files of all cases that have one."""
+    made, todo = set(job.kept), [case for case in job.cases if case.id not in job.kept]
+    _tell_what_is_kept(job, student.labels)
+    stage = job.progress.stage("segment", len(job.cases), len(job.kept))
+    for case, reading in ahead(lambda case: read_image(case.images, case.id), todo):
+        if _segment_case(student, job, case, reading):
+            made.add(case.id)
+            if job.names and not job.names.exists():  # at once: a step that is stopped leaves no values without names
+                write_names(job.names.parent, student.labels)
+        stage.advance(text=case.id)
+    return {case.id: str(job.targets[case.id]) for case in job.cases if case.id in made}
+
+
+def _segment_case(student: Student, job: _Job, case: Case, reading) -> bool:
+    """Whether it went well; what is in the way of one image is a problem, a full disk is in the way of all."""
+    target = job.targets[case.id]
+    try:
+        volume = reading.result()
+        decision = student.segment(volume)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        job.progress.problem(case.id, error)
+        return False
+    try:
+        write_annotation(target, decision, volume.affine, student.labels)
+    except ValueError as error:
+        job.progress.problem(case.id, error)
+        return False
+    job.progress.event("case", case=case.id, file=str(target))
+    return True
+
+
+def _cases(inputs: list[Path]) -> list[Case]:
+    cases = [case for path in inputs for case in read_cohort(path).cases]
+    ids = [case.id for case in cases]
+    twice = sorted({id_ for id_ in ids if ids.count(id_) > 1})
+    if twice:
+        raise ValueError(f"two images have the same name: {', '.join(twice[:5])}; segment them into different folders")
+    return cases
+
+
+def _is_one_file(output: Path) -> bool:
+    return not output.is_dir() and output.name.lower().endswith(SUFFIXES)
+
+
+def _targets(cases: list[Case], output: Path, format: str | None) -> dict[str, Path]:
+    """Where each segmentation goes; proves that it can be written there and that no input is overwritten."""
+    if _is_one_file(output):
+        if len(cases) > 1:
+            raise ValueError(f"{output}: is one file, but there are {len(cases)} images; name a folder")
+        targets = {cases[0].id: output}
+    else:
+        targets = {case.id: output / f"{case.id}{_suffix(case, format)}" for case in cases}
+    sources = {Path(file).resolve() for case in cases for file in case.images}
+    for target in targets.values():
+        annotation_suffix(target)
+        if target.resolve() in sources:
+            raise ValueError(f"{target}: is an input; name another output")
+        if target.is_dir():
+            raise ValueError(f"{target}: is a folder; move it away or name another output")
+    check_writable(next(iter(targets.values())).parent)
+    return targets
+
+
+def _suffix(case: Case, format: str | None) -> str:
+    if format:
+        return "." + format.lstrip(".")
+    name = case.images[0].name.lower()
+    if is_dicom_folder(case.images[0]):
+        return ".nrrd"
+    if is_image(case.images[0]) and name.endswith(PICTURES):
+        return ".png"
+    return next((suffix for suffix in FORMATS if name.endswith(suffix)), ".nrrd")

@@ -1,0 +1,179 @@
+"""Sides: what one process of a benchmark does. `python sides.py NAME DATA WORK ...` prints one line of JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from timing import median_ms
+
+from KnowledgeTransferLib.records.cohort import read_cohort
+
+BATCH, STEPS, PATCH = 8, 30, (40, 56, 40)
+
+
+def student(data: Path, work: Path) -> dict:
+    """A tiny student to work with: a few epochs on expert annotations are enough for timing."""
+    from KnowledgeTransferLib.steps.distil import distil
+
+    distil(work / "run", read_cohort(data / "hippocampus_mri", "teacher"), annotations="expert", epochs=8, device="cpu")
+    return {}
+
+
+def step(data: Path, work: Path) -> dict:
+    """Time of a training step, as `distil` takes it, divided into preparing and learning."""
+    from KnowledgeTransferLib.steps.distil import distil
+
+    run = work / "step"
+    distil(run, read_cohort(data / "hippocampus_mri", "transferal"), annotations="expert", soft=False,
+           epochs=12, validate_every_epochs=12, batch_size=BATCH, patch_size_voxels=PATCH, device="cpu")  # fmt: skip
+    history = json.loads((run / "training.json").read_text())["history"][:-1]  # the last epoch holds the validation
+    steps = history[-1]["iteration"] - history[1]["iteration"]
+    preparing = (history[-1]["preparing_s"] - history[1]["preparing_s"]) / steps * 1000
+    whole = (history[-1]["duration_s"] - history[1]["duration_s"]) / steps * 1000
+    return {"preparing_ms": preparing, "learning_ms": whole - preparing}
+
+
+def monai_batches(data: Path, work: Path) -> dict:
+    """The usual MONAI way to the same batches: everything cached, random dictionary transforms per sample."""
+    from monai import transforms as t
+    from monai.data import CacheDataset, DataLoader
+
+    both, image = ["image", "label"], "image"
+    radians = float(np.radians(15))
+    chain = t.Compose([
+        t.LoadImaged(both, ensure_channel_first=True), t.Orientationd(both, "RAS"),
+        t.ScaleIntensityRangePercentilesd(image, 0.5, 99.5, 0, 1, clip=True), t.NormalizeIntensityd(image),
+        t.SpatialPadd(both, PATCH), t.CenterSpatialCropd(both, PATCH),
+        t.RandAffined(both, prob=1.0, rotate_range=[radians] * 3, scale_range=[0.15] * 3, translate_range=[2] * 3,
+                      mode=["bilinear", "nearest"], padding_mode="border"),
+        t.RandScaleIntensityd(image, 0.2, prob=1.0), t.RandShiftIntensityd(image, 0.2, prob=1.0),
+        t.RandAdjustContrastd(image, prob=1.0, gamma=(0.87, 1.15)), t.RandGaussianNoised(image, prob=1.0, std=0.1),
+    ])  # fmt: skip
+    cases = [
+        {"image": str(c.images[0]), "label": str(c.label)}
+        for c in read_cohort(data / "hippocampus_mri", "transferal").cases
+    ]
+    chain.set_random_state(0)
+    loader = DataLoader(
+        CacheDataset(cases, chain, progress=False), batch_size=BATCH, shuffle=True, num_workers=0, drop_last=True
+    )
+    for _ in loader:
+        pass
+    began, batches = time.perf_counter(), 0
+    while batches < STEPS:
+        batches += sum(1 for _ in loader)
+    return {"batch_ms": (time.perf_counter() - began) / batches * 1000}
+
+
+def networks(data: Path, work: Path) -> dict:
+    """Every design in 3-D: plain torch, and as `segment` runs it."""
+    from KnowledgeTransferLib.learning.networks import build_network, for_inference, parameters_of
+    from KnowledgeTransferLib.records.students import STUDENTS
+
+    torch.manual_seed(0)
+    image, found = torch.randn(1, 1, *PATCH), {}
+    for name, design in STUDENTS.items():
+        network = build_network(design, 3, 1, 3).eval()
+        ours = for_inference(copy.deepcopy(network), "cpu")
+        times = {"plain_ms": median_ms(network, image), "ours_ms": median_ms(ours, image)}
+        found[name] = {"parameters": parameters_of(network), **times}
+    return found
+
+
+def segment(data: Path, work: Path) -> dict:
+    from KnowledgeTransferLib.steps.segment import segment as run
+
+    scans = _transferal_folder(data, work)
+    began = time.perf_counter()
+    run(work / "run" / "student", [scans], work / "ours", device="cpu")
+    return {"s": time.perf_counter() - began, "scans": len(list(scans.iterdir())), "peak_mib": _peak_mib()}
+
+
+def monai_segment(data: Path, work: Path) -> dict:
+    """The usual MONAI pipeline with the same network."""
+    from monai import transforms as t
+    from monai.inferers import sliding_window_inference
+
+    from KnowledgeTransferLib.learning.student import load_student
+
+    network = load_student(work / "run" / "student").network.eval()
+    before = t.Compose([
+        t.LoadImaged("image", ensure_channel_first=True), t.Orientationd("image", "RAS"),
+        t.Spacingd("image", (1, 1, 1)),
+        t.ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0, 1, clip=True), t.NormalizeIntensityd("image"),
+    ])  # fmt: skip
+    after = t.Compose([
+        t.Invertd("pred", before, orig_keys="image", nearest_interp=False), t.AsDiscreted("pred", argmax=True),
+        t.SaveImaged("pred", output_dir=work / "monai", output_postfix="", separate_folder=False, print_log=False),
+    ])  # fmt: skip
+    scans = sorted(_transferal_folder(data, work).iterdir())
+    began = time.perf_counter()
+    for scan in scans:
+        item = before({"image": str(scan)})
+        with torch.no_grad():
+            item["pred"] = sliding_window_inference(item["image"][None], (96, 96, 96), 4, network, overlap=0.25)[0]
+        after(item)
+    duration_s = time.perf_counter() - began
+    return {"s": duration_s, "scans": len(scans), "peak_mib": _peak_mib(), "differ": _differing(work)}
+
+
+def growth(data: Path, work: Path, step: str, count: str) -> dict:
+    """Peak memory of a step over `count` copies of one larger volume."""
+    from KnowledgeTransferLib.learning.volume import write_image
+    from KnowledgeTransferLib.steps.annotate import annotate
+    from KnowledgeTransferLib.steps.segment import segment as run
+
+    folder = work / f"large_{step}_{count}"
+    values = np.random.default_rng(0).normal(size=(128, 128, 96)).astype(np.float32)
+    for number in range(int(count)):
+        write_image(folder / f"case_{number}.nii", values, np.eye(4))
+    bundle = work / "run" / "student"
+    if step == "annotate":
+        annotate(work / f"{step}_{count}", folder, {str(bundle): 1.0}, device="cpu")
+    else:
+        run(bundle, [folder], work / f"{step}_{count}", device="cpu")
+    shutil.rmtree(folder)
+    return {"peak_mib": _peak_mib()}
+
+
+def _transferal_folder(data: Path, work: Path) -> Path:
+    scans = work / "scans"
+    if not scans.is_dir():
+        scans.mkdir()
+        for case in read_cohort(data / "hippocampus_mri", "transferal").cases:
+            shutil.copy(case.images[0], scans)
+    return scans
+
+
+def _differing(work: Path) -> float:
+    import nibabel
+
+    pairs = [
+        (nibabel.load(f).get_fdata(), nibabel.load(work / "ours" / f.name).get_fdata())
+        for f in (work / "monai").glob("*.nii.gz")
+    ]
+    return float(np.mean([np.mean(a != b) for a, b in pairs]))
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    name, data, work, *rest = sys.argv[1:]
+    with contextlib.redirect_stdout(io.StringIO()):
+        result = globals()[name](Path(data), Path(work), *rest)
+    print(json.dumps(result))

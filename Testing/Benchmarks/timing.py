@@ -1,0 +1,22 @@
+"""Timing: how long one forward pass takes, measured the same way everywhere."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import nn
+
+
+@torch.inference_mode()
+def median_ms(network: nn.Module, image: torch.Tensor, passes: int = 30) -> float:
+    """Median of `passes` forward passes in milliseconds, after three to warm up."""
+    network.eval()
+    times = []
+    for number in range(passes + 3):
+        began = time.perf_counter()
+        network(image)
+        if number >= 3:
+            times.append((time.perf_counter() - began) * 1000)
+    return statistics.median(times)

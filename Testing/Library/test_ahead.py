@@ -1,0 +1,66 @@
+"""Ahead: results come in order, at most so many wait, and errors come with their item."""
+
+import threading
+import time
+
+import pytest
+
+from KnowledgeTransferLib.learning.ahead import ahead
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_results_come_in_order_with_their_items(count):
+    def slow_first(n):
+        time.sleep(0.02 if n == 0 else 0)
+        return n * n
+
+    assert [(item, future.result()) for item, future in ahead(slow_first, range(7), count)] == [
+        (n, n * n) for n in range(7)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_more_items_are_begun_than_may_wait(count):
+    begun = []
+    for used, (_, future) in enumerate(ahead(begun.append, iter(range(20)), count)):
+        future.result()
+        time.sleep(0.005)
+        assert len(begun) <= used + 1 + count
+    assert begun == list(range(20))
+
+
+def test_the_next_item_is_worked_on_while_the_current_one_is_used():
+    next_begun = threading.Event()
+
+    def function(n):
+        if n == 1:
+            next_begun.set()
+
+    for item, future in ahead(function, range(2)):
+        future.result()
+        if item == 0:
+            assert next_begun.wait(5)
+
+
+def test_an_error_comes_with_its_item_and_the_others_go_on():
+    results = []
+    for item, future in ahead(lambda n: 12 // n, [3, 0, 4]):
+        try:
+            results.append((item, future.result()))
+        except ZeroDivisionError:
+            results.append((item, "failed"))
+    assert results == [(3, 4), (0, "failed"), (4, 3)]
+
+
+def test_who_stops_early_leaves_nothing_running():
+    begun = []
+    for item, _ in ahead(begun.append, range(100), 2):
+        if item == 3:
+            break
+    time.sleep(0.02)
+    assert len(begun) <= 6
+    assert not [t for t in threading.enumerate() if "ThreadPoolExecutor" in t.name and t.is_alive() and not t.daemon]
+
+
+def test_no_items_give_no_results():
+    assert list(ahead(str, [])) == []

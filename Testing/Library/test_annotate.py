@@ -1,0 +1,245 @@
+"""Annotate: named, coloured pseudo-annotations and probabilities of each case, once, whatever the teachers are."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from KnowledgeTransferLib.learning.phantom import LABELS, write_phantom
+from KnowledgeTransferLib.learning.student import load_student
+from KnowledgeTransferLib.learning.volume import read_annotation, read_image, read_probabilities, write_annotation
+from KnowledgeTransferLib.records.bundle import METADATA, write_checksums
+from KnowledgeTransferLib.records.cohort import read_cohort, write_names
+from KnowledgeTransferLib.records.labels import Labels
+from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json
+from KnowledgeTransferLib.steps.annotate import annotate
+
+STEP = 1 / 255  # of stored probabilities
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run")
+
+
+@pytest.fixture
+def done(the_annotated_run) -> RunDirectory:
+    """The run that the teacher annotated; do not change it."""
+    return RunDirectory(the_annotated_run)
+
+
+def expert_folder(cohort: Path, target: Path, shift: int = 0) -> Path:
+    """A folder of segmentations: the cohort's expert annotations, shifted along I."""
+    for case in read_cohort(cohort).cases:
+        volume = read_image(case.images)
+        array = np.roll(read_annotation(case.label), shift, axis=0)
+        write_annotation(target / f"{case.id}.nii.gz", array, volume.affine, LABELS)
+    write_names(target, LABELS)
+    return target
+
+
+def times_of(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+
+
+def test_a_pseudo_annotation_lies_in_the_geometry_of_its_image(done, a_foreign_cohort):
+    for case in read_cohort(a_foreign_cohort).cases:
+        image = sitk.ReadImage(str(case.images[0]))
+        pseudo = sitk.ReadImage(str(done.pseudo_annotation(case.id)))
+        assert pseudo.GetSize() == image.GetSize()
+        for name in ("GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(pseudo, name)() == pytest.approx(getattr(image, name)(), abs=1e-6)
+
+
+def test_a_pseudo_annotation_names_and_colours_its_segments(done, a_foreign_cohort):
+    slicerio = pytest.importorskip("slicerio")
+    segmentation = slicerio.read_segmentation(str(done.pseudo_annotation("B_001")))
+    segments = {segment["name"]: segment for segment in segmentation["segments"]}
+    assert list(segments) == list(LABELS.names)
+    for structure in LABELS.structures:
+        segment = segments[structure.name]
+        assert segment["labelValue"] == structure.value
+        assert np.array(segment["color"]) * 255 == pytest.approx(structure.color, abs=0.01)
+    assert segments["liver"]["terminology"]["type"][1] == "10200004"  # SNOMED CT
+
+
+def test_probabilities_sum_to_one_and_agree_with_the_pseudo_annotation(done, a_foreign_cohort):
+    values = np.array(LABELS.values)
+    for case in read_cohort(a_foreign_cohort).cases:
+        volume = read_image(case.images)
+        steps = read_probabilities(done.probability_maps(case.id), volume)
+        assert np.abs(steps.sum(0, dtype=int) * STEP - 1).max() <= LABELS.channels * STEP / 2
+        decided = read_annotation(done.pseudo_annotation(case.id), LABELS, volume)
+        assert len(np.unique(decided)) > 1
+        first, second = np.sort(steps.astype(int), axis=0)[[-1, -2]]
+        clear = first - second > 2  # closer ones may tie after rounding
+        assert clear.mean() > 0.9
+        assert np.array_equal(values[steps.argmax(0)][clear], decided[clear])
+
+
+def test_stored_probabilities_are_those_of_the_teacher(done, a_teacher, a_foreign_cohort):
+    case = read_cohort(a_foreign_cohort).cases[0]
+    volume = read_image(case.images)
+    expected = load_student(a_teacher).predict(volume)
+    stored = nibabel.load(done.probability_maps(case.id))
+    assert np.abs(np.moveaxis(stored.get_fdata(), -1, 0) - expected[1:]).max() <= 0.51 * STEP
+    assert stored.affine == pytest.approx(volume.affine, abs=1e-4)
+
+
+def test_the_record_holds_confidence_and_volume_of_each_case(done, a_foreign_cohort):
+    record = read_json(done.annotations)
+    assert list(record["cases"]) == [case.id for case in read_cohort(a_foreign_cohort).cases]
+    for id_, case in record["cases"].items():
+        decided = read_annotation(done.pseudo_annotation(id_), LABELS)
+        assert 0 < case["confidence"] < 1
+        assert case["volumes_ml"]["liver"] == pytest.approx((decided == 1).sum() * 9 * 9 * 204 / 18 / 1000, rel=1e-3)
+    assert record["problems"] == []
+
+
+def test_without_probabilities_only_the_decision_is_written(run, done, a_teacher, a_foreign_cohort):
+    annotate(run, a_foreign_cohort, {str(a_teacher): 1.0}, probabilities=False)
+    assert not run.probabilities.exists()
+    for id_ in ("B_001", "B_004"):
+        assert run.pseudo_annotation(id_).read_bytes() == done.pseudo_annotation(id_).read_bytes()
+
+
+def test_cases_that_are_done_are_left_and_missing_ones_made_again(an_annotated_run):
+    run = RunDirectory(an_annotated_run)
+    before, record = times_of(run.pseudo_annotations), read_json(run.annotations)
+    run.pseudo_annotation("B_002").unlink()
+    run.probability_maps("B_003").unlink()
+    annotate(run)
+    after = times_of(run.pseudo_annotations)
+    assert {name for name in before if before[name] != after[name]} == {"B_002.seg.nrrd", "B_003.seg.nrrd"}
+    assert run.probability_maps("B_003").is_file()
+    assert read_json(run.annotations) == record
+
+
+def test_another_cohort_with_the_same_ids_is_annotated_anew(an_annotated_run, tmp_path):
+    other = write_phantom(tmp_path / "other", 4, "B", seed=5, size_voxels=(36, 36, 18))
+    run = RunDirectory(an_annotated_run)
+    before = run.pseudo_annotation("B_001").read_bytes()
+    annotate(run, other)
+    assert run.pseudo_annotation("B_001").read_bytes() != before
+    assert str(other) in read_json(run.annotations)["cases"]["B_001"]["images"][0]
+
+
+def test_teachers_are_averaged_by_their_weights(run, a_foreign_cohort, tmp_path):
+    one, two = (expert_folder(a_foreign_cohort, tmp_path / str(shift), shift) for shift in (0, 3))
+    annotate(run, a_foreign_cohort, {str(one): 3.0, str(two): 1.0})
+    first, second = (read_annotation(folder / "B_002.nii.gz") for folder in (one, two))
+    volume = read_image(read_cohort(a_foreign_cohort).cases[1].images)
+    steps = read_probabilities(run.probability_maps("B_002"), volume)
+    for channel, value in enumerate(LABELS.values[1:], 1):
+        expected = 0.75 * (first == value) + 0.25 * (second == value)
+        assert np.abs(steps[channel] * STEP - expected).max() <= STEP
+    assert np.array_equal(read_annotation(run.pseudo_annotation("B_002")), first)
+    weights = [teacher["weight"] for teacher in read_json(run.settings)["annotate"]["teachers"]]
+    assert weights == [3.0, 1.0]
+
+
+def test_teachers_of_different_kinds_and_orders_of_structures_work_together(run, a_teacher, a_foreign_cohort, tmp_path):
+    folder = expert_folder(a_foreign_cohort, tmp_path / "experts")
+    names = dict(zip((4, 3, 2, 1), LABELS.names, strict=True))  # the same organs, other values
+    write_names(folder, Labels.from_names(names))
+    for file in folder.glob("*.nii.gz"):
+        image = nibabel.load(file)
+        flipped = np.array([0, 4, 3, 2, 1], np.uint8)[np.asarray(image.dataobj)]
+        nibabel.save(nibabel.Nifti1Image(flipped, image.affine), file)
+    annotate(run, a_foreign_cohort, {str(a_teacher): 1.0, str(folder): 1000.0})
+    expert = read_annotation(read_cohort(a_foreign_cohort).cases[0].label)
+    assert np.array_equal(read_annotation(run.pseudo_annotation("B_001")), expert)
+
+
+def test_a_case_that_a_folder_of_segmentations_lacks_is_reported(run, a_foreign_cohort, tmp_path):
+    folder = expert_folder(a_foreign_cohort, tmp_path / "experts")
+    (folder / "B_003.nii.gz").unlink()
+    record = annotate(run, a_foreign_cohort, {str(folder): 1.0})
+    assert list(record["cases"]) == ["B_001", "B_002", "B_004"]
+    assert record["problems"][0]["case"] == "B_003"
+    assert "holds no segmentation of the case B_003" in record["problems"][0]["message"]
+    assert {case["confidence"] for case in record["cases"].values()} == {1.0}
+
+
+def test_other_teachers_in_the_same_run_are_refused(an_annotated_run, a_foreign_cohort, tmp_path):
+    before = read_json(RunDirectory(an_annotated_run).annotations)
+    other = expert_folder(a_foreign_cohort, tmp_path / "experts")
+    with pytest.raises(ValueError, match="was begun with other settings .*use another run directory"):
+        annotate(an_annotated_run, a_foreign_cohort, {str(other): 1.0})
+    assert read_json(RunDirectory(an_annotated_run).annotations) == before
+
+
+def test_a_teacher_that_was_trained_again_since_is_refused(run, a_teacher, a_foreign_cohort, tmp_path):
+    teacher = Path(shutil.copytree(a_teacher, tmp_path / "teacher"))
+    annotate(run, a_foreign_cohort, {str(teacher): 1.0})
+    weights = teacher / "models/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    write_checksums(teacher)
+    run.pseudo_annotation("B_001").unlink()
+    with pytest.raises(ValueError, match="begun with other settings"):
+        annotate(run)
+    assert not run.pseudo_annotation("B_001").exists()
+
+
+def test_one_bad_case_is_listed_and_the_others_are_annotated(run, a_teacher, a_foreign_cohort, tmp_path):
+    cohort = Path(shutil.copytree(a_foreign_cohort, tmp_path / "cohort"))
+    (cohort / "images" / "B_002.nrrd").write_bytes(b"no image")
+    events = []
+    record = annotate(run, cohort, {str(a_teacher): 1.0}, listener=events.append)
+    assert sorted(record["cases"]) == ["B_001", "B_003", "B_004"]
+    assert [problem["case"] for problem in read_json(run.annotations)["problems"]] == ["B_002"]
+    assert [event["case"] for event in events if event["event"] == "problem"] == ["B_002"]
+    shutil.copy(a_foreign_cohort / "images" / "B_002.nrrd", cohort / "images")
+    before = times_of(run.pseudo_annotations)
+    record = annotate(run)  # the case was repaired
+    assert len(record["cases"]) == 4 and record["problems"] == []
+    assert before.items() <= times_of(run.pseudo_annotations).items()
+
+
+def test_teachers_of_other_structures_are_refused_before_any_case(run, a_teacher, a_foreign_cohort, tmp_path):
+    heart = expert_folder(a_foreign_cohort, tmp_path / "heart")
+    write_names(heart, Labels.from_names({1: "heart"}))
+    with pytest.raises(ValueError, match="heart knows heart, but student knows liver.*same structures"):
+        annotate(run, a_foreign_cohort, {str(a_teacher): 1.0, str(heart): 1.0})
+    assert not run.annotations.exists()
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_weight_must_be_a_number_above_zero(run, a_teacher, a_foreign_cohort, tmp_path, weight):
+    folder = expert_folder(a_foreign_cohort, tmp_path / "experts")
+    with pytest.raises(ValueError, match="weights of teachers must be above 0"):
+        annotate(run, a_foreign_cohort, {str(a_teacher): 1.0, str(folder): weight})
+
+
+def test_a_run_without_cohort_or_teacher_says_what_to_name(run, a_teacher, a_foreign_cohort):
+    with pytest.raises(ValueError, match="name one .--cohort PATH"):
+        annotate(run, None, {str(a_teacher): 1.0})
+    with pytest.raises(ValueError, match="name at least one .--teacher PATH"):
+        annotate(run, a_foreign_cohort)
+
+
+def test_what_is_no_teacher_is_refused_with_the_kinds_that_are_known(run, a_foreign_cohort, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: there is no such teacher"):
+        annotate(run, a_foreign_cohort, {str(tmp_path / "nowhere"): 1.0})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: is no kind of teacher.*bundle made by KnowledgeTransfer.*folder of"):
+        annotate(run, a_foreign_cohort, {str(tmp_path / "empty"): 1.0})
+
+
+def test_a_damaged_teacher_is_refused_by_the_name_of_its_file(run, a_teacher, a_foreign_cohort, tmp_path):
+    teacher = Path(shutil.copytree(a_teacher, tmp_path / "teacher"))
+    (teacher / METADATA).write_text((teacher / METADATA).read_text() + " ")
+    with pytest.raises(ValueError, match=r"configs/metadata\.json was changed or damaged"):
+        annotate(run, a_foreign_cohort, {str(teacher): 1.0})
+
+
+def test_only_the_cases_of_a_cohort_object_are_annotated(run, a_teacher, a_foreign_cohort):
+    cohort = read_cohort(a_foreign_cohort)
+    annotate(run, replace(cohort, cases=cohort.cases[:1]), {str(a_teacher): 1.0})
+    assert [file.name for file in run.pseudo_annotations.iterdir()] == ["B_001.seg.nrrd"]

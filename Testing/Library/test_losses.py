@@ -1,0 +1,118 @@
+"""Losses: the three standing tests of every loss, and equality with a slow plain formula."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from KnowledgeTransferLib.learning.losses import LOSSES, WeightedLosses
+
+EVERY_LOSS = pytest.mark.parametrize("name", LOSSES)
+SHAPE = (2, 3, 4, 3, 2)
+
+
+def logits(seed: int = 0) -> torch.Tensor:
+    return 2 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).float()
+
+
+def hard_target(seed: int = 0) -> torch.Tensor:
+    return torch.nn.functional.one_hot(logits(seed).argmax(1), SHAPE[1]).movedim(-1, 1).float()
+
+
+@EVERY_LOSS
+@pytest.mark.parametrize("size", [0.01, 0.1, 1.0, 5.0])
+def test_no_student_near_the_teacher_is_better_than_the_teacher_itself(name, size):
+    loss, teacher = LOSSES[name](), logits()
+    target = teacher.softmax(1)
+    least = float(loss(teacher.clone(), teacher, target))
+    for seed in range(20):
+        other = teacher + size * logits(seed + 1)
+        assert float(loss(other, teacher, target)) > least + 1e-7
+
+
+@EVERY_LOSS
+def test_the_gradient_vanishes_where_the_student_equals_the_teacher_and_nowhere_near(name):
+    loss, teacher = LOSSES[name](), logits()
+    for student, vanishes in ((teacher.clone(), True), (teacher + 0.5 * logits(1), False)):
+        student.requires_grad_()
+        loss(student, teacher, teacher.softmax(1)).backward()
+        assert (float(student.grad.abs().max()) < 1e-6) == vanishes
+
+
+@EVERY_LOSS
+def test_the_gradient_reaches_the_student_and_the_heads(name):
+    loss, student = LOSSES[name](), logits(1).requires_grad_()
+    loss(student, logits(), logits().softmax(1)).backward()
+    reached = (student.grad.abs().amax((0, 2, 3, 4)) > 0).tolist()
+    assert all(reached), f"classes reached: {reached}"
+    for parameter in loss.parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0
+
+
+@EVERY_LOSS
+def test_a_right_hard_answer_costs_less_than_a_wrong_one(name):
+    loss, target = LOSSES[name](), hard_target()
+    right, wrong = 20 * target, 20 * target.roll(1, 1)
+    assert float(loss(right, right, target)) < 0.01
+    assert float(loss(wrong, right, target)) > 1
+
+
+@EVERY_LOSS
+def test_a_patch_without_any_structure_does_no_harm(name):
+    target = torch.zeros(SHAPE)
+    target[:, 0] = 1
+    student = (10 * target).requires_grad_()
+    value = LOSSES[name]()(student, student.detach(), target)
+    value.backward()
+    assert value.isfinite() and student.grad.isfinite().all()
+
+
+def slow_dice_cross_entropy(student: np.ndarray, target: np.ndarray) -> float:
+    """1 - mean over structures of 2 sum(p t) / (sum p^2 + sum t^2), plus -mean over voxels of sum_c t log p."""
+    tiny, batch, classes = 1e-5, *student.shape[:2]
+    overlap, sizes = np.zeros(classes), np.zeros(classes)
+    entropy, voxels = 0.0, 0
+    for b in range(batch):
+        for place in np.ndindex(*student.shape[2:]):
+            z = [float(student[(b, c, *place)]) for c in range(classes)]
+            top = max(z)
+            normaliser = top + math.log(sum(math.exp(value - top) for value in z))
+            for c in range(classes):
+                t, log_p = float(target[(b, c, *place)]), z[c] - normaliser
+                overlap[c] += t * math.exp(log_p)
+                sizes[c] += t**2 + math.exp(2 * log_p)
+                entropy -= t * log_p
+            voxels += 1
+    dice = np.mean([1 - (2 * overlap[c] + tiny) / (sizes[c] + tiny) for c in range(1, classes)])
+    return dice + entropy / voxels
+
+
+@pytest.mark.parametrize("target", [logits(1).softmax(1), hard_target(1)], ids=["soft", "hard"])
+def test_dice_cross_entropy_equals_its_formula(target):
+    student = logits()
+    expected = slow_dice_cross_entropy(student.numpy(), target.numpy())
+    assert float(LOSSES["dice-ce"]()(student, None, target)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_dice_cross_entropy_takes_logits_of_half_precision():
+    student, target = logits(), hard_target(1)
+    exact = float(LOSSES["dice-ce"]()(student.bfloat16().float(), None, target))
+    assert float(LOSSES["dice-ce"]()(student.bfloat16(), None, target)) == pytest.approx(exact, rel=1e-6)
+
+
+def test_weights_add_up(monkeypatch):
+    class Half(torch.nn.Module):
+        def forward(self, student, teacher, target):
+            return student.new_tensor(0.5)
+
+    monkeypatch.setitem(LOSSES, "half", Half)
+    one = float(LOSSES["dice-ce"]()(logits(), None, hard_target(1)))
+    both = WeightedLosses({"dice-ce": 2.0, "half": 3.0})(logits(), None, hard_target(1))
+    assert float(both) == pytest.approx(2 * one + 1.5)
+
+
+@pytest.mark.parametrize("weights", [{}, {"dice-ce": 1.0, "dise": 1.0}])
+def test_an_unknown_loss_is_refused_with_those_that_there_are(weights):
+    with pytest.raises(ValueError, match="choose from dice-ce"):
+        WeightedLosses(weights)

@@ -1,0 +1,139 @@
+"""Predictor: whole or in windows, volumes or slices, any size; and the device that was asked for."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from KnowledgeTransferLib.learning.networks import build_named_network
+from KnowledgeTransferLib.learning.predictor import pick_device, predict, whole_image_limit
+
+ENOUGH = 10**9
+
+
+class Recorder(nn.Module):
+    """Class 1 has the logit of the image's own value; remembers the sizes that it was shown."""
+
+    def __init__(self, total_stride: int = 4):
+        super().__init__()
+        self.total_stride, self.sizes = total_stride, []
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        self.sizes.append(tuple(x.shape))
+        return torch.cat([torch.zeros_like(x), x], 1)
+
+
+def an_image(*shape) -> torch.Tensor:
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def a_tiny_network(dimensions: int) -> nn.Module:
+    """Tiny with made-up statistics of its batch norms, in evaluation mode."""
+    torch.manual_seed(0)
+    network = build_named_network("tiny", dimensions, 1, 3)
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return network.eval()
+
+
+@pytest.mark.parametrize("limit", [ENOUGH, 8**3])
+@pytest.mark.parametrize("shape", [(5, 7, 11), (1, 2, 3), (8, 8, 8), (13, 9, 4)])
+def test_each_voxel_gets_its_own_answer_and_padding_is_cut_off(shape, limit):
+    image, network = an_image(*shape), Recorder()
+    probabilities = predict(network, image, 3, limit)
+    expected = torch.sigmoid(image[0])
+    assert probabilities.shape == (2, *shape) and probabilities.dtype == torch.float32
+    torch.testing.assert_close(probabilities[1], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(probabilities[0], 1 - expected, rtol=0, atol=1e-5)
+    assert all(n % 4 == 0 and n >= 8 for size in network.sizes for n in size[2:])
+
+
+def test_padding_continues_the_edge():
+    class Spy(Recorder):
+        def forward(self, x):
+            self.seen = x.clone()
+            return super().forward(x)
+
+    image, network = an_image(9, 3, 8), Spy()
+    predict(network, image, 3, ENOUGH)
+    assert network.seen.shape == (1, 1, 12, 8, 8)
+    expected = np.pad(image.numpy(), ((0, 0), (0, 3), (0, 5), (0, 0)), mode="edge")
+    np.testing.assert_array_equal(network.seen[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("limit", [12**3, 5000, 9 * 9 * 9])
+def test_windows_hold_no_more_voxels_than_allowed(limit):
+    network = Recorder()
+    predict(network, an_image(40, 33, 29), 3, limit)
+    assert len(network.sizes) > 1
+    assert max(np.prod(size[2:]) for size in network.sizes) <= limit
+    assert {size[0] for size in network.sizes} == {1}
+
+
+@pytest.mark.parametrize("edge", [8, 12, 48, 64, 100])
+def test_a_window_is_as_large_as_the_limit_allows(edge):
+    network = Recorder()
+    predict(network, an_image(edge + 4, edge, edge), 3, edge**3)
+    assert {size[2:] for size in network.sizes} == {(edge, edge, edge)}
+
+
+def test_an_image_within_the_limit_goes_through_in_one_pass():
+    network = Recorder()
+    predict(network, an_image(16, 16, 16), 3, 16**3)
+    assert network.sizes == [(1, 1, 16, 16, 16)]
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_windows_of_a_batch_norm_network_agree_with_the_whole_image(dimensions):
+    """To the last digits where no seam is within the network's field of view, and closely elsewhere."""
+    network = a_tiny_network(dimensions)
+    shape = (96, 88, 48) if dimensions == 3 else (160, 120, 2)
+    image = an_image(*shape)
+    whole = predict(network, image, dimensions, ENOUGH)
+    parts = predict(network, image, dimensions, 48**3 if dimensions == 3 else 64**2)
+    difference = (whole - parts).abs().amax(0)
+    far = (slice(0, 16),) * dimensions
+    assert difference[far].max() < 1e-5
+    assert difference.max() > 0, "it was not cut into windows"
+    assert difference.mean() < 0.06 * whole.std()
+    agreement = (whole.argmax(0) == parts.argmax(0)).float().mean()
+    assert agreement > 0.98
+
+
+def test_a_2d_network_works_slice_by_slice():
+    network, image = a_tiny_network(2), an_image(20, 14, 5)
+    together = predict(network, image, 2, ENOUGH)
+    for k in range(5):
+        alone = predict(network, image[..., k : k + 1], 2, ENOUGH)
+        torch.testing.assert_close(together[..., k : k + 1], alone, rtol=0, atol=1e-5)
+    assert (together[..., 0] - together[..., 1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("limit", "batches"), [(ENOUGH, [7]), (16 * 16 * 3, [3, 3, 1]), (16 * 16, [1] * 7)])
+def test_slices_go_through_together_as_far_as_the_limit_allows(limit, batches):
+    network = Recorder()
+    predict(network, an_image(16, 16, 7), 2, limit)
+    assert [size[0] for size in network.sizes] == batches
+    assert all(len(size) == 4 for size in network.sizes)
+
+
+def test_the_limit_is_the_same_for_all_networks_in_activations():
+    assert whole_image_limit(32, 1, 3) * 32 == whole_image_limit(16, 2, 3) * 16 / 8 == 2**26
+    assert whole_image_limit(16, 2, 2) * 16 / 4 == 2**26
+
+
+def test_auto_picks_a_device_that_is_there_and_a_named_one_is_kept():
+    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert pick_device("auto") == expected
+    assert pick_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("asked", ["mps", "tpu"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(asked):
+    if asked == "mps" and torch.backends.mps.is_available():
+        pytest.skip("it is there")
+    with pytest.raises(ValueError, match=f"the device '{asked}' is not there; found: .*cpu"):
+        pick_device(asked)

@@ -1,0 +1,83 @@
+"""Several processes: torchrun starts them, they train one student together and leave one good bundle."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from KnowledgeTransferLib.learning.student import load_student
+from KnowledgeTransferLib.records.bundle import WEIGHTS, sha256
+from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json
+
+REPOSITORY = Path(__file__).parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="process groups of POSIX")]
+LINE = ["--batch-size", "1", "--device", "cpu", "--spacing-mm", "18", "18", "22"]
+
+
+@pytest.fixture
+def run(an_annotated_run) -> RunDirectory:
+    return RunDirectory(an_annotated_run)
+
+
+@pytest.fixture
+def torchrun():
+    """Starts a command line of the library in two processes."""
+    started = []
+
+    def start(*arguments) -> subprocess.Popen:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+        process = subprocess.Popen(
+            [*launcher, "-m", "KnowledgeTransferLib", *map(str, arguments)],
+            cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def test_two_processes_train_one_student_and_go_on_after_a_stop(run, torchrun, tmp_path):
+    whole = RunDirectory(shutil.copytree(run.path, tmp_path / "whole"))
+    process = torchrun("distil", whole.path, "--epochs", "6", *LINE)
+    out, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [e["processes"] for e in events if e["event"] == "start"] == [2]  # one of them speaks
+    assert [e["event"] for e in events].count("done") == 1
+    assert [row["iteration"] for row in read_json(whole.training)["history"]] == [2, 4, 6, 8, 10, 12]  # 3 cases by two
+    assert load_student(whole.student).design.name == "tiny"
+    assert not whole.prepared.exists() and not whole.checkpoint.exists()
+
+    process = torchrun("distil", run.path, "--epochs", "6", *LINE)
+    for line in process.stdout:
+        if json.loads(line)["event"] == "metrics":
+            run.cancel.touch()
+            break
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode != 0 and run.checkpoint.is_file(), errors
+    process = torchrun("distil", run.path, "--epochs", "6", *LINE)
+    assert process.wait(timeout=180) == 0
+    assert sha256(run.student / WEIGHTS) == sha256(whole.student / WEIGHTS)
+
+
+def test_two_processes_keep_to_a_time_budget(run, torchrun):
+    process = torchrun("distil", run.path, "--minutes", "0.05", *LINE)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    assert len(read_json(run.training)["history"]) >= 1
