@@ -95,7 +95,7 @@ def train(training: Training, run: RunDirectory, progress: Progress) -> None:
     Raises:
         Cancelled: the user asked for it; the checkpoint holds everything so far.
     """
-    if run.checkpoint.is_file():
+    if training.fabric.broadcast(run.checkpoint.is_file()):  # one process looks: another may already see what it saved
         restore(training, run)
     else:
         save(training, run)  # from here on, nothing needs to be prepared again

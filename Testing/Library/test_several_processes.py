@@ -16,7 +16,18 @@ from KnowledgeTransferLib.records.bundle import WEIGHTS, sha256
 from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json
 
 REPOSITORY = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="process groups of POSIX")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.skipif(sys.platform == "win32", reason="process groups of POSIX")]
+LATE = """
+import os, sys, time
+import KnowledgeTransferLib.steps.distil as distil
+from KnowledgeTransferLib.__main__ import main
+usual = distil.train
+def late(*arguments):
+    time.sleep(float(os.environ["RANK"]))  # the second process comes late, and sees what the first has written
+    usual(*arguments)
+distil.train = late
+sys.exit(main())
+"""
 LINE = ["--batch-size", "1", "--device", "cpu", "--spacing-mm", "18", "18", "22"]
 
 
@@ -26,9 +37,10 @@ def run(an_annotated_run) -> RunDirectory:
 
 
 @pytest.fixture
-def torchrun():
-    """Starts a command line of the library in two processes."""
+def torchrun(tmp_path):
+    """Starts a command line of the library in two processes, of which the second is late."""
     started = []
+    (tmp_path / "late.py").write_text(LATE, encoding="utf-8")
 
     def start(*arguments) -> subprocess.Popen:
         with socket.socket() as free:
@@ -36,8 +48,8 @@ def torchrun():
             port = free.getsockname()[1]
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
         process = subprocess.Popen(
-            [*launcher, "-m", "KnowledgeTransferLib", *map(str, arguments)],
-            cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
+            [*launcher, str(tmp_path / "late.py"), *map(str, arguments)], cwd=REPOSITORY, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         started.append(process)
