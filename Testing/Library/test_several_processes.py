@@ -16,7 +16,11 @@ from KnowledgeTransferLib.records.bundle import WEIGHTS, sha256
 from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json
 
 REPOSITORY = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.skipif(sys.platform == "win32", reason="process groups of POSIX")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(sys.platform == "win32", reason="process groups of POSIX"),
+]
 LATE = """
 import os, sys, time
 import KnowledgeTransferLib.steps.distil as distil
