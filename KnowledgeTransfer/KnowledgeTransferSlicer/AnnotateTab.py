@@ -124,8 +124,7 @@ class AnnotateTab:
 
     def onWeight(self, row, value):
         weights = list(self.panel.parameters.teacherWeights)
-        weights[row] = value
-        self.panel.change(teacherWeights=weights)
+        self.panel.change(teacherWeights=[*weights[:row], value, *weights[row + 1 :]])
 
     def onAnnotate(self):
         parameters = self.panel.parameters
@@ -254,8 +253,9 @@ class AnnotateTab:
             box.toolTip = _("How much this teacher's opinion counts among several teachers")
             self.ui.teachersTable.setCellWidget(row, 2, box)
             box.connect("valueChanged(double)", lambda value, row=row: self.onWeight(row, value))
-        if box.value != weight:
-            box.value = weight
+        blocked = box.blockSignals(True)
+        box.value = weight
+        box.blockSignals(blocked)
 
     def _recognise(self, path):
         """Find out what a teacher segments: of a bundle at once, of other kinds the library tells."""

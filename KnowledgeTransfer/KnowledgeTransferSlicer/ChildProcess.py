@@ -17,9 +17,10 @@ MOST_BYTES = 1 << 16  # read in one turn of the event loop
 class Tail:
     """The whole lines that a growing file got since the last look; lines that are no JSON are text for the log."""
 
-    def __init__(self, path, fromStart=False):
+    def __init__(self, path, position=None):
+        """Begin at a byte; None: at the end that the file has now."""
         self.path = Path(path)
-        self.position = 0 if fromStart or not self.path.is_file() else self.path.stat().st_size
+        self.position = position if position is not None else self.path.stat().st_size if self.path.is_file() else 0
 
     def read(self):
         """New events, at most a few hundred at once."""
@@ -44,6 +45,14 @@ def eventOf(line):
         if isinstance(event, dict) and isinstance(event.get("event"), str):
             return event
     return {"event": "log", "text": text} if text else None
+
+
+def lastWords(log):
+    """The last line of a process's output, as the end of a sentence; empty where there is none."""
+    events = Tail(log)
+    events.position = max(0, events.position - MOST_BYTES // 2)
+    said = [event["text"] for event in events.read() if event.get("text")]
+    return f": {said[-1]}" if said else ""
 
 
 def startChild(arguments, log, stdin=subprocess.DEVNULL):

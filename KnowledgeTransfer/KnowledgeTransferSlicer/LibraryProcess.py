@@ -15,7 +15,7 @@ import slicer
 from KnowledgeTransferLib.records.jobs import state_of
 from KnowledgeTransferLib.records.run_directory import RunDirectory
 
-from .ChildProcess import Tail, killGroup, startChild, stopTree
+from .ChildProcess import Tail, killGroup, lastWords, startChild, stopTree
 
 POLL_MS = 20
 GRACE_S = 10  # a step that was asked to stop ends at the next iteration; after that its processes are stopped
@@ -29,6 +29,7 @@ class Job:
 
     def __init__(self, step, run, tail):
         self.step, self.run, self.tail = step, run, tail
+        self.log = run.log
         self.status = None
         self.error = ""
         self.problems = []
@@ -90,7 +91,8 @@ class Job:
         self.killLeftovers()
         self.status = status
         if status not in (0, 1, STOPPED) and not self.error:
-            self.error = f"The process of {self.step} ended unexpectedly (status {status}); see {self.run.log}"
+            said = lastWords(self.log)
+            self.error = f"The process of {self.step} ended unexpectedly (status {status}){said}; see {self.log}"
         tell(self.onFinished, self)
 
     def _enforce(self, seconds):
@@ -132,7 +134,7 @@ class AttachedJob(Job):
 
     def __init__(self, run):
         state = state_of(run.path)
-        super().__init__(state.step, run, Tail(run.events))
+        super().__init__(state.step, run, Tail(run.events, state.events_begin))
         self.pid = state.pid
 
     def exitStatus(self):
@@ -152,6 +154,7 @@ class WarmJob(Job):
     def __init__(self, step, run, warm, number):
         super().__init__(step, run, None)
         self.warm, self.number, self.served = warm, number, None
+        self.log = warm.log
 
     def poll(self):
         self.tail = self.warm.tailOf(self.number)
@@ -196,7 +199,7 @@ class WarmProcess:
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="KnowledgeTransfer-"))
         self.log = self.folder / "log.txt"
-        self.tail = Tail(self.folder / "served.jsonl", fromStart=True)
+        self.tail = Tail(self.folder / "served.jsonl", 0)
         self.events = {}
         self.ready = False
         self.process = startChild(

@@ -17,6 +17,7 @@ from . import Requirements
 from .AnnotateTab import AnnotateTab
 from .DistilTab import DistilTab
 from .Logic import KnowledgeTransferLogic
+from .ParameterNode import DEVICES
 from .SegmentTab import SegmentTab
 from .Status import Status
 
@@ -51,7 +52,7 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.tabs = [self.annotateTab, self.distilTab, self.segmentTab]
         self._restoreSettings()
         self.ui.workingFolderPath.connect("currentPathChanged(QString)", self.onWorkingFolder)
-        self.ui.deviceSelector.connect("currentIndexChanged(int)", self.onDevice)
+        self.ui.deviceSelector.connect("activated(int)", self.onDevice)  # by the user alone
         self.ui.installButton.connect("clicked()", self.onInstall)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
@@ -65,9 +66,9 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def cleanup(self):
         """Slicer ends, or the module is loaded anew: runs go on unless the user chose otherwise."""
         self._refreshTimer.stop()
-        self.removeObservers()
         stop = bool(self.parameters and self.parameters.stopWithSlicer)
         self.setParameterNode(None)
+        self.removeObservers()
         self.logic.close(stop)
 
     def enter(self):
@@ -163,8 +164,7 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.annotateTab.showCases()
 
     def onDevice(self, index):
-        if self.parameters is not None and not self._updating:
-            slicer.app.settings().setValue(DEVICE, self.parameters.device)
+        slicer.app.settings().setValue(DEVICE, DEVICES[index])
 
     def onInstall(self):
         with self.messages():

@@ -5,7 +5,9 @@ panel annotates scans of hospital B, distils a student and segments a scan that 
 FOLDER the scans and the teacher are kept there for the next time.
 """
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,16 +16,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "Resources" / "Screenshots"
-PANEL_PX, VIEW_PX = (450, 880), (470, 440)
+PANEL_PX, VIEW_PX = (450, 890), (480, 434)
 CASES = {"A": 10, "B": 10}
 TEACHER_EPOCHS, STUDENT_EPOCHS, SHOWN_AT_EPOCH = 100, 100, 60
-LIVER_MM = (40.0, 10.0, 20.0)  # a point where all three slices show organs
+ORGANS_MM = (55.0, -28.0, 10.0)  # a point (RAS) through which all three slices show organs
+BAR_PX, GAP_PX = 8, 3
+BARS = {"Red": "#f34a33", "Yellow": "#edd54c", "Green": "#6eb04b", "3D": "#7582c9"}
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "standin"))
 
 import slicer_standin  # noqa: E402
+import vtk  # noqa: E402
+from PySide6.QtGui import QColor, QImage, QPainter  # noqa: E402
 
 
 def main(folder: Path) -> None:
@@ -50,7 +56,7 @@ def prepare(folder: Path) -> Path:
             "distil", teacher, "--cohort", folder / "site_A", "--annotations", "expert", "--epochs", TEACHER_EPOCHS,
             "--validate-every-epochs", 10, "--device", "cpu",
         )  # fmt: skip
-    return teacher / "student"
+    return teacher
 
 
 def library(*arguments) -> None:
@@ -60,17 +66,16 @@ def library(*arguments) -> None:
 
 def open_panel(folder: Path):
     """The module's panel beside four views of a sensible size, with an empty working folder."""
-    app = slicer_standin.boot()
+    app = slicer_standin.boot(view_size_px=VIEW_PX)
     app.setStyle("Fusion")
-    from slicer_standin.views import LayoutManager
-
-    app._views = LayoutManager(VIEW_PX)
+    vtk.vtkLogger.SetStderrVerbosity(vtk.vtkLogger.VERBOSITY_OFF)
     slicer_standin.load_module(ROOT / "KnowledgeTransfer" / "KnowledgeTransfer.py")
     panel = slicer_standin.open_panel("KnowledgeTransfer")
     panel.parent.resize(*PANEL_PX)
     panel.parent.show()
     runs = folder / "runs"
-    runs.mkdir(exist_ok=True)
+    shutil.rmtree(runs, ignore_errors=True)
+    runs.mkdir()
     panel.ui.workingFolderPath.currentPath = str(runs)
     return panel
 
@@ -81,7 +86,7 @@ def annotate(panel, folder: Path, teacher: Path) -> None:
     ui.annotateCohortRadio.click()
     ui.annotateCohortPath.currentPath = str(transferal_set(folder))
     panel.annotateTab.addTeacher(str(teacher))
-    ui.annotateRunName.text = time.strftime("hospital B %Y-%m-%d %H.%M.%S")
+    ui.annotateRunName.text = "hospital B"
     press(panel, ui.annotateButton, "annotate")
     ui.casesTable.selectRow(1)
     ui.acceptButton.click()
@@ -144,9 +149,13 @@ def unseen_scan(folder: Path):
 
     image = sorted((folder / "site_B" / "images").iterdir())[-1]
     label = sorted((folder / "site_B" / "labels").iterdir())[-1]
-    volume = slicer.util.loadVolume(str(image))
-    volume.SetName("new scan")
-    return volume, slicer.util.loadSegmentation(str(label), {"name": "expert"})
+    volume = slicer.util.loadVolume(str(image), {"name": "new scan"})
+    expert = slicer.util.loadSegmentation(str(label), {"name": "expert"})
+    names = json.loads((folder / "site_B" / "dataset.json").read_text(encoding="utf-8"))["labels"]
+    for name, value in names.items():
+        if value:
+            expert.GetSegmentation().GetNthSegment(value - 1).SetName(name)
+    return volume, expert
 
 
 def show_structures() -> None:
@@ -159,7 +168,7 @@ def show_structures() -> None:
     for name in ("Red", "Yellow", "Green"):
         widget = slicer.app.layoutManager().sliceWidget(name)
         widget.fit()
-        widget.mrmlSliceNode().JumpSliceByOffsetting(*LIVER_MM)
+        widget.mrmlSliceNode().JumpSliceByOffsetting(*ORGANS_MM)
     slicer.app.layoutManager().resetThreeDViews()
 
 
@@ -193,12 +202,31 @@ def wait_a_moment(seconds: float = 0.5) -> None:
 
 
 def picture(panel, name: str) -> None:
-    import slicer
-
+    """The panel and, beside it, the four views under bars of Slicer's colours."""
     panel.distilTab.showRuns()
     wait_a_moment()
+    panel_image = panel.parent.grab().toImage()
+    (width, height), left = VIEW_PX, panel_image.width() + GAP_PX
+    image = QImage(left + 2 * (width + GAP_PX), panel_image.height(), QImage.Format.Format_RGB888)
+    image.fill(QColor("#303030"))
+    painter = QPainter(image)
+    painter.drawImage(0, 0, panel_image)
+    for number, (view, pixels) in enumerate(views().items()):
+        x, y = left + (number % 2) * (width + GAP_PX), (number // 2) * (height + BAR_PX + GAP_PX)
+        painter.fillRect(x, y, width, BAR_PX, QColor(BARS[view]))
+        painter.drawImage(x, y + BAR_PX, QImage(pixels.data, width, height, 3 * width, QImage.Format.Format_RGB888))
+    painter.end()
     PICTURES.mkdir(parents=True, exist_ok=True)
-    slicer.app.layoutManager().png(PICTURES / f"{name}.png", panel.parent)
+    image.save(str(PICTURES / f"{name}.png"))
+
+
+def views() -> dict:
+    """Pixels of the views, in the order of Slicer's Four-Up layout."""
+    import slicer
+
+    layout = slicer.app.layoutManager()
+    slices = {name: layout.sliceWidget(name).pixels() for name in ("Red", "Green", "Yellow")}
+    return {"Red": slices["Red"], "3D": layout.threeDWidget(0).pixels(), "Green": slices["Green"], "Yellow": slices["Yellow"]}
 
 
 if __name__ == "__main__":

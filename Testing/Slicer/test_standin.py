@@ -363,6 +363,7 @@ def test_the_four_views_show_a_volume_with_its_segmentation(a_volume, tmp_path):
 
 def test_a_module_is_loaded_opened_reloaded_and_closed(a_scene, tmp_path):
     import slicer
+
     import slicer_standin
 
     (tmp_path / "Resources").mkdir()

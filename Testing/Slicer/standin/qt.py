@@ -1,4 +1,4 @@
-"""PySide6 dressed as PythonQt's `qt` module, as scripted modules of Slicer expect it; how, says slicer_standin/pythonqt.py.
+"""PySide6 dressed as PythonQt's `qt` module, for scripted modules; how, says slicer_standin/pythonqt.py.
 
 There is no `qt.Signal`, `qt.Slot` or `qt.Property`: PythonQt has none either.
 """

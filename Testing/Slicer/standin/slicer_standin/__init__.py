@@ -1,8 +1,8 @@
 """Runs a scripted module of 3D Slicer without the Slicer application.
 
-Real: MRML scene, storage, segmentation logic and VTK (PyPI slicer-core), Qt (PySide6). Stand-ins: `slicer.app`, PythonQt,
-CTK and qMRML widgets. Slicer's own ScriptedLoadableModule, parameterNodeWrapper and i18n are used when the environment
-variable SLICER_SRC names a checkout of its source, and small ones of ours otherwise.
+Real: MRML scene, storage, segmentation logic and VTK (PyPI slicer-core), Qt (PySide6). Stand-ins: `slicer.app`,
+PythonQt, CTK and qMRML widgets. Slicer's own ScriptedLoadableModule, parameterNodeWrapper and i18n are used when the
+environment variable SLICER_SRC names a checkout of its source, and small ones of ours otherwise.
 """
 
 import sys

@@ -1,12 +1,11 @@
 """Stand-ins for qMRMLWidget and the node combo boxes, on the real MRML scene."""
 
-import weakref
-
 import shiboken6
 from PySide6.QtCore import Property, Qt, Signal
 from PySide6.QtGui import QStandardItem
 from PySide6.QtWidgets import QComboBox, QHBoxLayout, QStyle, QStyleOptionComboBox, QStylePainter, QWidget
 
+from slicer_standin.pythonqt import stored_property
 from slicer_standin.ui_loader import register
 
 NODE_ROLE = Qt.ItemDataRole.UserRole
@@ -36,13 +35,7 @@ class qSlicerWidget(qMRMLWidget):
 
 def option(kind, default):
     """A Qt property that decides which nodes the combo box lists."""
-    values = weakref.WeakKeyDictionary()
-
-    def write(self, value):
-        values[self] = value
-        self._list_nodes()
-
-    return Property(kind, lambda self: values.get(self, default), write)
+    return stored_property(kind, default, changed=lambda box: box._list_nodes())
 
 
 @register

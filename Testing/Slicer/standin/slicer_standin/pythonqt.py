@@ -10,6 +10,7 @@
 import inspect
 import os
 import types
+import weakref
 
 os.environ.setdefault("PYSIDE6_OPTION_PYTHON_ENUM", "0x0e")  # IntEnum, short names; read when PySide6 is imported
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
@@ -93,6 +94,17 @@ def _refuse_keywords(cls: type) -> None:
     cls.__init__ = __init__
 
 
+def stored_property(kind, default, changed=lambda widget: None):
+    """A Qt property that is only stored; `changed` is called after it was set."""
+    values = weakref.WeakKeyDictionary()
+
+    def write(self, value):
+        values[self] = value
+        changed(self)
+
+    return QtCore.Property(kind, lambda self: values.get(self, default), write)
+
+
 # ---- connecting by the signal's C++ signature ----------------------------------------------------------------------
 
 
@@ -172,6 +184,6 @@ def _adapted(signature: str, slot):
     except (TypeError, ValueError):
         return slot
     if any(p.kind == p.VAR_POSITIONAL for p in parameters):
-        return lambda *args: slot(*args)
+        return lambda *args: slot(*args)  # noqa: PLW0108 - PySide6 would ask a bound method for its arity
     count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
     return lambda *args: slot(*args[:count])

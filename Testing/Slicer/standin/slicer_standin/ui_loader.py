@@ -14,7 +14,7 @@ def register(cls: type) -> type:
 
 
 class UiLoader(QtUiTools.QUiLoader):
-    """QUiLoader that connects and sets what Qt cannot: signals with MRML types, enumerations of CTK and qMRML."""
+    """QUiLoader that connects and sets what Qt cannot: signals and enumerations of CTK and qMRML classes."""
 
     def __init__(self, parent=None):
         super().__init__(parent)
@@ -24,7 +24,7 @@ class UiLoader(QtUiTools.QUiLoader):
     def load(self, device, parent=None):
         root = ElementTree.fromstring(bytes(device.readAll()))
         self._refuse_unknown(root)
-        connections, settings = _take_scene_connections(root), _take_enumerations(root)
+        connections, settings = _take_connections(root), _take_enumerations(root)
         buffer = QtCore.QBuffer()
         buffer.setData(ElementTree.tostring(root))
         buffer.open(QtCore.QIODevice.OpenModeFlag.ReadOnly)
@@ -32,7 +32,7 @@ class UiLoader(QtUiTools.QUiLoader):
         for name, key, value in settings:
             setattr(_find(widget, name), key, value)
         for sender, signal, receiver, slot in connections:
-            getattr(_find(widget, sender), signal).connect(getattr(_find(widget, receiver), slot))
+            _find(widget, sender).connect(signal, getattr(_find(widget, receiver), slot))
         return widget
 
     def _refuse_unknown(self, root) -> None:
@@ -48,14 +48,14 @@ def _find(root, name: str):
     return found
 
 
-def _take_scene_connections(root) -> list[tuple[str, ...]]:
+def _take_connections(root) -> list[tuple[str, ...]]:
+    """(sender, signal with its arguments, receiver, name of the slot)."""
     taken = []
     for connections in root.findall("connections"):
-        for connection in list(connections):
-            if "vtkMRML" in (connection.findtext("signal") or ""):
-                parts = [connection.findtext(key) for key in ("sender", "signal", "receiver", "slot")]
-                taken.append(tuple(part.partition("(")[0] for part in parts))
-                connections.remove(connection)
+        for connection in connections:
+            sender, signal, receiver, slot = (connection.findtext(k) for k in ("sender", "signal", "receiver", "slot"))
+            taken.append((sender, signal, receiver, slot.partition("(")[0]))
+        root.remove(connections)
     return taken
 
 
