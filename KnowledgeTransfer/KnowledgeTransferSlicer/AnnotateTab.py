@@ -35,6 +35,7 @@ class AnnotateTab:
         ui.addTeacherFileButton.connect("clicked()", self.onAddFile)
         ui.addTeacherSegmentationsButton.connect("clicked()", lambda: self.addTeacher(SCENE))
         ui.removeTeacherButton.connect("clicked()", self.onRemoveTeacher)
+        ui.teachersTable.connect("itemSelectionChanged()", self.updateButtons)
         ui.annotateButton.connect("clicked()", self.onAnnotate)
         ui.casesTable.connect("itemSelectionChanged()", self.updateButtons)
         ui.casesTable.connect("cellDoubleClicked(int,int)", lambda row, column: self.onReview())

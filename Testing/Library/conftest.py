@@ -129,11 +129,11 @@ def start_process(tmp_path):
     """Starts a command line of the library in a process of its own, killed at the end of the test at the latest."""
     processes = []
 
-    def start(*arguments, **environment: str) -> subprocess.Popen:
+    def start(*arguments, stdin=None, **environment: str) -> subprocess.Popen:
         process = subprocess.Popen(
             [sys.executable, "-m", "KnowledgeTransferLib", *map(str, arguments)],
             cwd=REPOSITORY, env={**os.environ, **environment}, text=True, encoding="utf-8",
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         processes.append(process)
         return process

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "Resources" / "Screenshots"
 PANEL_PX, VIEW_PX = (450, 890), (480, 434)
-CASES = {"A": 10, "B": 10}
+CASES = {"A": 12, "B": 10}
 TEACHER_EPOCHS, STUDENT_EPOCHS, SHOWN_AT_EPOCH = 100, 100, 60
 ORGANS_MM = (55.0, -28.0, 10.0)  # a point (RAS) through which all three slices show organs
 BAR_PX, GAP_PX = 8, 3
@@ -27,9 +27,7 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "standin"))
 
-import slicer_standin  # noqa: E402
-import vtk  # noqa: E402
-from PySide6.QtGui import QColor, QImage, QPainter  # noqa: E402
+import slicer_standin  # noqa: E402 - it makes the others importable as in Slicer, so these come in functions
 
 
 def main(folder: Path) -> None:
@@ -52,6 +50,7 @@ def prepare(folder: Path) -> Path:
             library("phantom", folder / f"site_{site}", "--site", site, "--cases", cases, "--seed", ord(site))
     teacher = folder / "hospital A's teacher"
     if not (teacher / "student").is_dir():
+        print(f"{teacher.name}: {TEACHER_EPOCHS} epochs on {CASES['A']} scans with expert annotations")
         library(
             "distil", teacher, "--cohort", folder / "site_A", "--annotations", "expert", "--epochs", TEACHER_EPOCHS,
             "--validate-every-epochs", 10, "--device", "cpu",
@@ -68,6 +67,8 @@ def open_panel(folder: Path):
     """The module's panel beside four views of a sensible size, with an empty working folder."""
     app = slicer_standin.boot(view_size_px=VIEW_PX)
     app.setStyle("Fusion")
+    import vtk
+
     vtk.vtkLogger.SetStderrVerbosity(vtk.vtkLogger.VERBOSITY_OFF)
     slicer_standin.load_module(ROOT / "KnowledgeTransfer" / "KnowledgeTransfer.py")
     panel = slicer_standin.open_panel("KnowledgeTransfer")
@@ -102,6 +103,7 @@ def distil(panel) -> None:
     ui.tabs.setCurrentWidget(ui.distilTab)
     ui.lengthSelector.setCurrentIndex(2)
     ui.epochsSpinBox.value = STUDENT_EPOCHS
+    print(f"its student: {STUDENT_EPOCHS} epochs on what the teacher annotated")
     epochs = []
     ui.distilButton.click()
     job = panel.jobOf("distil")
@@ -203,7 +205,12 @@ def wait_a_moment(seconds: float = 0.5) -> None:
 
 def picture(panel, name: str) -> None:
     """The panel and, beside it, the four views under bars of Slicer's colours."""
+    import slicer
+    from PySide6.QtGui import QColor, QImage, QPainter
+
     panel.distilTab.showRuns()
+    if slicer.app.focusWidget():
+        slicer.app.focusWidget().clearFocus()
     wait_a_moment()
     panel_image = panel.parent.grab().toImage()
     (width, height), left = VIEW_PX, panel_image.width() + GAP_PX
@@ -226,7 +233,8 @@ def views() -> dict:
 
     layout = slicer.app.layoutManager()
     slices = {name: layout.sliceWidget(name).pixels() for name in ("Red", "Green", "Yellow")}
-    return {"Red": slices["Red"], "3D": layout.threeDWidget(0).pixels(), "Green": slices["Green"], "Yellow": slices["Yellow"]}
+    threed = layout.threeDWidget(0).pixels()
+    return {"Red": slices["Red"], "3D": threed, "Green": slices["Green"], "Yellow": slices["Yellow"]}
 
 
 if __name__ == "__main__":

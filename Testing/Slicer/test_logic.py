@@ -135,6 +135,29 @@ def test_a_correction_is_kept_beside_the_pseudo_annotation_and_can_be_discarded(
     assert next(s for s in case_states(run) if s.id == case.id).state == "annotated"
 
 
+def test_a_correction_of_a_left_handed_scan_fits_it_although_slicer_turns_an_axis(logic, a_teacher, tmp_path):
+    import slicer
+
+    from KnowledgeTransferLib.learning.volume import read_annotation, read_image, write_image
+    from KnowledgeTransferLib.records.reviews import case_states
+    from KnowledgeTransferLib.steps.annotate import annotate
+
+    for number in range(2):
+        values = np.random.default_rng(number).normal(0, 200, (14, 12, 10)).astype(np.int16)
+        write_image(tmp_path / "scans" / f"scan {number}.nii.gz", values, np.diag([-6.0, 6.0, 6.0, 1]))
+    run = RunDirectory(tmp_path / "run")
+    annotate(run, tmp_path / "scans", {str(a_teacher): 1.0})
+    case = case_states(run)[0]
+    volume, segmentation = logic.loadForReview(run.path, case.id)
+    bright = slicer.util.arrayFromVolume(volume) > 150
+    segmentation.GetSegmentation().RemoveAllSegments()
+    segment_id = segmentation.GetSegmentation().AddEmptySegment("liver", "liver")
+    slicer.util.updateSegmentBinaryLabelmapFromArray(bright.astype(np.uint8), segmentation, segment_id, volume)
+    logic.saveCorrection(run.path, case.id, segmentation, volume)
+    image = read_image(case.images)
+    assert ((read_annotation(run.corrected_annotation(case.id), None, image) > 0) == (image.array[0] > 150)).all()
+
+
 def test_two_segmentations_are_compared(logic, scans, a_teacher):
     first = logic.segment(scans[:1], a_teacher, device="cpu").wait().nodes[0]
     second = logic.segment(scans[:1], a_teacher, device="cpu").wait().nodes[0]
