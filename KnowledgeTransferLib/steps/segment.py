@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from ..learning.ahead import ahead
 from ..learning.predictor import pick_device
 from ..learning.student import Student, load_student
-from ..learning.volume import PICTURES, annotation_suffix, read_image, write_annotation
+from ..learning.volume import PICTURES, annotation_suffix, read_image, volumes_ml, write_annotation
 from ..records.cohort import (
     SEGMENTATION,
     SUFFIXES,
@@ -49,6 +50,7 @@ def segment(  # noqa: PLR0913
     overwrite: bool = False,
     run: RunDirectory | Path | str | None = None,
     listener: Listener | None = None,
+    open_student: Callable[[Path, str], Student] = load_student,
 ) -> dict:
     """Segment images with a student.
 
@@ -62,6 +64,7 @@ def segment(  # noqa: PLR0913
         overwrite: replace what is there. Else an output file that is there is refused, and in an output folder it is
             kept, so that the same call goes on after a stop.
         run: directory for events.jsonl and for a file `cancel` that stops the step; held while the step runs.
+        open_student: opens the bundle; a process that segments again and again gives one that keeps it open.
 
     Returns:
         `files` (case id -> path, with those that were kept) and `problems`.
@@ -72,12 +75,12 @@ def segment(  # noqa: PLR0913
     """
     run = RunDirectory(run) if isinstance(run, (str, Path)) else run
     output = Path(output).absolute()
-    with run.locked() if run else nullcontext(), _progress(run, listener) as progress:
+    with run.locked("segment") if run else nullcontext(), _progress(run, listener) as progress:
         cases = _cases([Path(i) for i in inputs])
         targets = _targets(cases, output, format)
         kept = set() if overwrite else _kept(targets, output)
         job = _Job(cases, targets, kept, _names(targets, output), progress)
-        student = load_student(Path(bundle), pick_device(device))
+        student = open_student(Path(bundle), pick_device(device))
         progress.event("start", cases=len(cases), device=student.device)
         files = _segment_cases(student, job)
         progress.event("done", files=files, problems=progress.problems)
@@ -145,7 +148,8 @@ def _segment_case(student: Student, job: _Job, case: Case, reading) -> bool:
     except ValueError as error:
         job.progress.problem(case.id, error)
         return False
-    job.progress.event("case", case=case.id, file=str(target))
+    ml = volumes_ml(decision, volume.affine, student.labels)
+    job.progress.event("case", case=case.id, file=str(target), volumes_ml=ml)
     return True
 
 
