@@ -1,5 +1,8 @@
 """Logic: annotate, distil and segment from a script in Slicer's Python console, or from the panel."""
 
+import filecmp
+import itertools
+import os
 import shutil
 import tempfile
 import time
@@ -18,6 +21,7 @@ from .ParameterNode import KnowledgeTransferParameterNode
 SCENE = "scene:"  # in place of a teacher's path: the segmentation nodes of the scene
 PSEUDO = "pseudo-annotation"
 TEMPORARY = "KnowledgeTransfer-"
+SCANS = "scans"  # folder in a run that keeps loaded volumes
 
 
 class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
@@ -53,10 +57,9 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         volumes = _checked(volumeNodes)
         weights = _weights(teachers)
         run = self._runDirectory(runDirectory)
-        cases = dict(zip(SceneIO.caseIds(volumes), volumes, strict=True))
-        scans = self._exported(cases, run)
+        cases = _exported(volumes, run)
         weights = _withScene(weights, run, cases)
-        arguments = [run.path, "--cohort", scans, *_teacherArguments(weights), *_options(settings)]
+        arguments = [run.path, "--cohort", run.path / SCANS, *_teacherArguments(weights), *_options(settings)]
         job = self._start("annotate", run, arguments, temporary=not runDirectory)
         job.onEvent.append(lambda event: _showAnnotation(job, cases, event, settings.get("uncertainty", False)))
         return job
@@ -79,6 +82,8 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
             settings: those of `knowledge-transfer distil --help`, such as student="tiny", epochs=100, minutes=30,
                 annotations="both", start_from="folder of a student", device="cuda", seed=0.
         """
+        if settings.get("start_from"):
+            settings["start_from"] = _existing(settings["start_from"])
         run = self._runDirectory(runDirectory)
         arguments = [run.path, *_options(settings)]
         arguments += ["--cohort", _existing(cohort)] if cohort else []
@@ -89,8 +94,8 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         volumes = _checked(volumeNodes)
         bundle = _existing(bundle)
         run = self._runDirectory(None)
-        cases = dict(zip(SceneIO.caseIds(volumes), volumes, strict=True))
-        arguments = [bundle, self._exported(cases, run), run.path / "results", "--format", ".seg.nrrd"]
+        cases = _exported(volumes, run)
+        arguments = [bundle, run.path / SCANS, run.path / "results", "--format", ".seg.nrrd"]
         arguments += ["--overwrite", "--run", run.path, *_options(settings)]
         job = self._start("segment", run, arguments, temporary=True, warm=True)
         job.onEvent.append(lambda event: _showSegmentation(job, cases, event))
@@ -99,7 +104,14 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
     def segmentFiles(self, inputPath, bundle, output, overwrite=False, **settings):
         """Segment an image, or all of a folder, on disk into the folder `output`."""
         run = self._runDirectory(None)
-        arguments = [_existing(bundle), _existing(inputPath), Path(output), "--run", run.path, *_options(settings)]
+        arguments = [
+            _existing(bundle),
+            _existing(inputPath),
+            Path(output).absolute(),
+            "--run",
+            run.path,
+            *_options(settings),
+        ]
         return self._start("segment", run, arguments + ["--overwrite"] * bool(overwrite), temporary=True, warm=True)
 
     def compare(self, segmentationNode, referenceNode, volumeNode):
@@ -163,15 +175,9 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
             raise RuntimeError(f"{run.path}: a job works in this folder already; wait for it or cancel it")
         return run
 
-    def _exported(self, cases, run):
-        scans = run.path / "scans"
-        for case, volume in cases.items():
-            SceneIO.exportVolume(volume, scans / f"{case}.nrrd")
-        return scans
-
     def _start(self, step, run, arguments, temporary=False, warm=False):
         job = (self.library.ask if warm else self.library.start)(step, run, arguments)
-        job.nodes, job.lost, job.pairs = [], [], {}
+        job.nodes, job.lost, job.pairs, job.shown = [], [], {}, set()
         if temporary:
             job.onFinished.append(_removeFolder)
         return job
@@ -208,17 +214,14 @@ def _checked(volumeNodes):
 def _existing(path):
     if not str(path) or not Path(path).exists():
         raise FileNotFoundError(f"{path or 'nothing chosen'}: there is no such file or folder")
-    return Path(path)
+    return Path(path).absolute()  # the child process works elsewhere
 
 
 def _weights(teachers):
-    weights = dict(teachers) if isinstance(teachers, dict) else {str(path): 1.0 for path in teachers}
+    weights = dict(teachers) if isinstance(teachers, dict) else dict.fromkeys(teachers, 1.0)
     if not weights:
         raise ValueError("No teacher is chosen; add at least one")
-    for path in weights:
-        if path != SCENE:
-            _existing(path)
-    return weights
+    return {path if path == SCENE else str(_existing(path)): weight for path, weight in weights.items()}
 
 
 def _withScene(weights, run, cases):
@@ -251,22 +254,56 @@ def _options(settings):
     return options
 
 
+def _exported(volumes, run):
+    """Write the volumes into the run; returns case id -> volume. A scan of that name that is there already stays."""
+    cases, folder = {}, run.path / SCANS
+    new = folder / ".partial-scan.nrrd"
+    try:
+        for name, volume in zip(SceneIO.caseIds(volumes), volumes, strict=True):
+            SceneIO.exportVolume(volume, new)
+            case = _caseFor(new, name, folder)
+            os.replace(new, folder / f"{case}.nrrd")
+            cases[case] = volume
+    finally:
+        new.unlink(missing_ok=True)
+    return cases
+
+
+def _caseFor(new, name, folder):
+    """The id under which the same scan is there already, else one that no other scan has."""
+    for number in itertools.count(1):
+        case = name if number == 1 else f"{name} {number}"
+        there = folder / f"{case}.nrrd"
+        if not there.exists() or filecmp.cmp(new, there, shallow=False):
+            return case
+
+
 def _showSegmentation(job, cases, event):
-    if event["event"] == "case":
-        node = _show(job, cases[event["case"]], event["file"], "segmentation", SceneIO.loadSegmentation)
+    volume = cases.get(event.get("case"))
+    if event["event"] == "case" and volume is not None:
+        node = _show(job, volume, event["file"], "segmentation", SceneIO.loadSegmentation)
         if node is not None:
             SceneIO.setVolumesMl(node, event.get("volumes_ml", {}))
 
 
 def _showAnnotation(job, cases, event, uncertainty):
-    if event["event"] == "case":
-        volume = cases[event["case"]]
-        node = _show(job, volume, event["file"], PSEUDO, SceneIO.loadSegmentation)
-        if node is not None:
-            SceneIO.setVolumesMl(node, event.get("volumes_ml", {}))
-            job.pairs[event["case"]] = (volume, node)
-        if uncertainty:
-            _show(job, volume, job.run.uncertainty_map(event["case"]), "uncertainty", SceneIO.loadUncertainty)
+    volume = cases.get(event.get("case"))  # the run may hold scans of an earlier start, too
+    if event["event"] == "case" and volume is not None:
+        _showCase(job, event["case"], volume, event.get("volumes_ml", {}), uncertainty)
+    elif event["event"] == "done":
+        for case, volume in cases.items():  # those that an earlier start has annotated
+            if case not in job.shown and job.run.pseudo_annotation(case).is_file():
+                _showCase(job, case, volume, {}, uncertainty)
+
+
+def _showCase(job, case, volume, volumesMl, uncertainty):
+    job.shown.add(case)
+    node = _show(job, volume, job.run.pseudo_annotation(case), PSEUDO, SceneIO.loadSegmentation)
+    if node is not None:
+        SceneIO.setVolumesMl(node, volumesMl)
+        job.pairs[case] = (volume, node)
+    if uncertainty:
+        _show(job, volume, job.run.uncertainty_map(case), "uncertainty", SceneIO.loadUncertainty)
 
 
 def _show(job, volume, file, name, load):

@@ -73,6 +73,20 @@ def test_annotating_loaded_volumes_leaves_a_run_to_distil_from(logic, scans, a_t
     assert len(job.nodes) == 1
 
 
+def test_the_same_run_again_shows_what_is_there_and_takes_no_scan_for_another(logic, scans, a_teacher, tmp_path):
+    import slicer
+
+    logic.annotate(scans, [a_teacher], tmp_path / "run", device="cpu").wait()
+    again = logic.annotate(scans[:1], [a_teacher], tmp_path / "run", device="cpu").wait()
+    assert [node.GetName().split("_1")[0] for node in again.nodes] == [f"{scans[0].GetName()} pseudo-annotation"]
+    other = slicer.util.addVolumeFromArray(slicer.util.arrayFromVolume(scans[1]) + 1)
+    other.CopyOrientation(scans[1])
+    other.SetName(scans[0].GetName())  # another patient's scan of the same name
+    job = logic.annotate([other], [a_teacher], tmp_path / "run", device="cpu").wait()
+    assert len(job.nodes) == 1 and list(job.pairs) == [f"{scans[0].GetName()} 2"]
+    assert len(read_json(RunDirectory(tmp_path / "run").annotations)["cases"]) == 3
+
+
 def test_a_cohort_on_disk_is_annotated_without_a_node(logic, a_foreign_cohort, a_teacher, tmp_path):
     job = logic.annotateCohort(a_foreign_cohort, [a_teacher], tmp_path / "run", device="cpu").wait()
     assert job.nodes == [] and len(read_json(RunDirectory(tmp_path / "run").annotations)["cases"]) == 4
@@ -249,3 +263,30 @@ def test_without_the_packages_a_job_says_what_to_install(a_scene, tmp_path):
     with pytest.raises(RuntimeError, match="torch"):
         logic.distil(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/slicer.md"])
+def test_the_scripts_of_the_documentation_run(
+    page, scans, a_teacher, a_phantom_cohort, tmp_path, monkeypatch, wait_until
+):
+    import re
+
+    from KnowledgeTransferSlicer import LibraryProcess
+
+    jobs, finish = [], LibraryProcess.Library._watch
+    monkeypatch.setattr(LibraryProcess.Library, "_watch", lambda self, job: jobs.append(job) or finish(self, job))
+    shutil.copytree(a_teacher, tmp_path / "their_model")
+    shutil.copytree(a_phantom_cohort, tmp_path / "annotated_scans")
+    scans[0].SetName("new_scan")
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    blocks = [
+        block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Logic" in block or "logic" in block
+    ]
+    assert blocks
+    names = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+        wait_until(lambda: not any(job.running for job in jobs), 120)
+    assert jobs and all(job.status == 0 for job in jobs), [job.error for job in jobs]
+    names["logic"].close()
