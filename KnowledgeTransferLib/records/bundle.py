@@ -21,6 +21,11 @@ def is_bundle(path: Path) -> bool:
     return (Path(path) / METADATA).is_file() and (Path(path) / WEIGHTS).is_file()
 
 
+def made_here(folder: Path) -> bool:
+    """Whether KnowledgeTransfer made a bundle, damaged or not; others come from MONAI."""
+    return f'"{OURS}"' in (Path(folder) / METADATA).read_text(encoding="utf-8", errors="replace")
+
+
 def bundle_in(path: Path | str) -> Path:
     """The bundle that a path means: of a run directory its student, else the path itself."""
     path = Path(path)

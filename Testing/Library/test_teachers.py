@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from foreign_models import write_onnx, write_torch_export, write_torchscript
 
 from KnowledgeTransferLib.learning.preprocessing import Normalisation, Preprocessing
 from KnowledgeTransferLib.learning.student import Student, new_network, save_student
@@ -12,9 +13,13 @@ from KnowledgeTransferLib.learning.teachers import (
     TEACHER_KINDS,
     AnnotationsOnDisk,
     Ensemble,
+    Onnx,
     OwnBundle,
+    TorchExport,
+    TorchScript,
     confidence_of,
     kind_of,
+    remember_trust,
 )
 from KnowledgeTransferLib.learning.volume import Volume, write_annotation
 from KnowledgeTransferLib.records import bundle
@@ -53,9 +58,19 @@ def a_bundle(tmp_path):
 
 
 @pytest.fixture
-def one_of_each(a_folder, a_bundle) -> dict:
-    """A path of every kind of teacher: a new kind needs an entry here."""
-    return {OwnBundle: a_bundle, AnnotationsOnDisk: a_folder}
+def one_of_each(a_folder, a_bundle, tmp_path, monkeypatch) -> dict:
+    """A path of every kind of teacher: a new kind needs an entry here. Those that need trust have it."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    paths = {
+        OwnBundle: a_bundle,
+        AnnotationsOnDisk: a_folder,
+        TorchScript: write_torchscript(tmp_path / "torchscript"),
+        TorchExport: write_torch_export(tmp_path / "torch export"),
+        Onnx: write_onnx(tmp_path / "onnx"),
+    }
+    for path in paths.values():
+        remember_trust(path)
+    return paths
 
 
 @pytest.mark.parametrize("kind", TEACHER_KINDS, ids=lambda kind: kind.__name__)
@@ -67,7 +82,7 @@ def test_each_kind_recognises_its_own_files_and_no_others(one_of_each, kind):
 @pytest.mark.parametrize("kind", TEACHER_KINDS, ids=lambda kind: kind.__name__)
 def test_a_teacher_of_each_kind_gives_probabilities_in_the_geometry_of_the_volume(one_of_each, kind):
     teacher = kind.open(one_of_each[kind], "cpu", None)
-    assert teacher.labels == LABELS and teacher.name == one_of_each[kind].name
+    assert teacher.labels.names == LABELS.names and teacher.name == one_of_each[kind].name
     assert teacher.network is None or isinstance(teacher.network, torch.nn.Module)
     probabilities = teacher.predict(a_volume())
     assert probabilities.shape == (3, *SHAPE) and probabilities.dtype == np.float32
