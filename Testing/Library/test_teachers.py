@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from foreign_models import write_onnx, write_torch_export, write_torchscript
+from foreign_models import write_monai_bundle, write_onnx, write_torch_export, write_torchscript
 
 from KnowledgeTransferLib.learning.preprocessing import Normalisation, Preprocessing
 from KnowledgeTransferLib.learning.student import Student, new_network, save_student
@@ -13,6 +13,7 @@ from KnowledgeTransferLib.learning.teachers import (
     TEACHER_KINDS,
     AnnotationsOnDisk,
     Ensemble,
+    MonaiBundle,
     Onnx,
     OwnBundle,
     TorchExport,
@@ -64,6 +65,7 @@ def one_of_each(a_folder, a_bundle, tmp_path, monkeypatch) -> dict:
     paths = {
         OwnBundle: a_bundle,
         AnnotationsOnDisk: a_folder,
+        MonaiBundle: write_monai_bundle(tmp_path / "MONAI bundle"),
         TorchScript: write_torchscript(tmp_path / "torchscript"),
         TorchExport: write_torch_export(tmp_path / "torch export"),
         Onnx: write_onnx(tmp_path / "onnx"),

@@ -14,15 +14,17 @@ from .annotations import AnnotationsOnDisk
 from .certainty import confidence_of, uncertainty_of
 from .ensemble import Ensemble
 from .exported import Onnx, TorchExport, TorchScript
+from .monai_bundle import MonaiBundle
 from .own import OwnBundle
 from .teacher import Teacher
 
 __all__ = [
-    "TEACHER_KINDS", "AnnotationsOnDisk", "Ensemble", "Onnx", "OwnBundle", "Teacher", "TorchExport", "TorchScript",
+    "TEACHER_KINDS", "AnnotationsOnDisk", "Ensemble", "MonaiBundle", "Onnx", "OwnBundle", "Teacher",
+    "TorchExport", "TorchScript",
     "absolute", "confidence_of", "kind_of", "remember_trust", "risk_of", "uncertainty_of",
 ]  # fmt: skip
 
-TEACHER_KINDS = (OwnBundle, TorchScript, TorchExport, Onnx, AnnotationsOnDisk)
+TEACHER_KINDS = (OwnBundle, MonaiBundle, TorchScript, TorchExport, Onnx, AnnotationsOnDisk)
 
 
 def kind_of(path: Path):

@@ -140,6 +140,8 @@ def steps_of(transforms: list[dict], key: str, dimensions: int) -> list[Step]:
     steps = []
     for item in transforms:
         name = plain_target(item)
+        if not isinstance(item.get("_disabled_", False), bool):
+            raise UnknownStep(f"the step {name} is left out by an expression ({item['_disabled_']!r})")
         if item.get("_disabled_") is True or name in DONE_BY_US or key not in _keys(item):
             continue
         if name not in KNOWN:
