@@ -69,10 +69,16 @@ def _check_cohort_options(options: argparse.Namespace) -> None:
 
 
 def _annotate(options: argparse.Namespace, listener) -> int:
+    if options.describe is not None:
+        import_module(".steps.describe", __package__).describe(options.describe, template=True, listener=listener)
+        return DONE
+    if options.run is None:
+        raise ValueError("annotate needs a run directory (annotate RUN --cohort PATH --teacher PATH)")
     step = import_module(".steps.annotate", __package__)
     teachers = dict(_path_and_weight(text) for text in options.teacher)
     asked = _asked(options, AnnotateSettings)
-    result = step.annotate(options.run, _cohort(options), teachers, listener=listener, **asked)
+    cohort = _cohort(options)
+    result = step.annotate(options.run, cohort, teachers, trust=options.trust, listener=listener, **asked)
     return _status(result["problems"], len(result["cases"]))
 
 
@@ -103,7 +109,8 @@ def _evaluate(options: argparse.Namespace, listener) -> int:
 
 
 def _describe(options: argparse.Namespace, listener) -> int:
-    import_module(".steps.describe", __package__).describe(options.path, listener=listener)
+    step = import_module(".steps.describe", __package__)
+    step.describe(options.path, template=options.template, trust=options.trust, listener=listener)
     return DONE
 
 

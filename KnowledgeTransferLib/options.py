@@ -58,11 +58,16 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_annotate(steps) -> None:
     step = _step(steps, "annotate", "let teachers annotate the cases of a cohort")
-    step.add_argument("run", metavar="RUN", type=Path, help="run directory")
+    step.add_argument("run", metavar="RUN", type=Path, nargs="?", help="run directory")
     _add_cohort(step)
     step.add_argument(
         "--teacher", action="append", metavar="PATH[=WEIGHT]", default=[],
-        help="bundle, run directory or folder of segmentations; give it several times for several teachers",
+        help="model of any known kind, or folder of segmentations; give it several times for several teachers",
+    )  # fmt: skip
+    _add_trust(step)
+    step.add_argument(
+        "--describe", metavar="PATH", type=Path,
+        help="only write the teacher.json that a bare network (.ts, .pt2, .onnx) needs, to be filled in",
     )  # fmt: skip
     _add_settings(step, AnnotateSettings)
 
@@ -107,7 +112,17 @@ def _add_evaluate(steps) -> None:
 
 def _add_describe(steps) -> None:
     step = _step(steps, "describe", "tell what a teacher or student is: its structures, channels and model card")
-    step.add_argument("path", metavar="PATH", type=Path, help="bundle, run directory or folder of segmentations")
+    step.add_argument("path", metavar="PATH", type=Path, help="model of any known kind, or folder of segmentations")
+    step.add_argument(
+        "--template", action="store_true",
+        help="write the teacher.json that a bare network (.ts, .pt2, .onnx) needs, to be filled in",
+    )  # fmt: skip
+    _add_trust(step)
+
+
+def _add_trust(step) -> None:
+    text = "let a teacher that brings code of its own execute it; remembered until its files change"
+    step.add_argument("--trust", action="store_true", help=text)
 
 
 def _add_compare(steps) -> None:

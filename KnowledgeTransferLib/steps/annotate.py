@@ -9,7 +9,15 @@ import numpy as np
 
 from ..learning.ahead import ahead
 from ..learning.predictor import pick_device
-from ..learning.teachers import Ensemble, Teacher, confidence_of, kind_of, uncertainty_of
+from ..learning.teachers import (
+    Ensemble,
+    Teacher,
+    absolute,
+    confidence_of,
+    kind_of,
+    remember_trust,
+    uncertainty_of,
+)
 from ..learning.volume import Volume, read_image, volumes_ml, write_annotation, write_image, write_probabilities
 from ..records.bundle import sha256
 from ..records.cohort import Case, Cohort, read_cohort
@@ -26,6 +34,7 @@ def annotate(
     cohort: Cohort | Path | str | None = None,
     teachers: dict[str, float] | None = None,
     *,
+    trust: bool = False,
     listener: Listener | None = None,
     **asked,
 ) -> dict:
@@ -34,6 +43,7 @@ def annotate(
     Args:
         cohort: what `read_cohort` reads; None goes on with the run's own cohort.
         teachers: path -> weight; None goes on with the run's own teachers.
+        trust: teachers that bring code of their own may execute it, now and later, until their files change.
         asked: other fields of AnnotateSettings.
 
     Returns:
@@ -47,6 +57,8 @@ def annotate(
         progress.event("start", run=str(run.path))
         settings = _settings(run, teachers, asked)
         cohort = _cohort(run, cohort)
+        if trust:
+            _trust(settings, progress)
         ensemble = open_teachers(settings, cohort.labels)
         if getattr(ensemble, "hint", ""):
             progress.warning(ensemble.hint)
@@ -66,6 +78,12 @@ def open_teachers(settings: AnnotateSettings, labels: Labels | None) -> Teacher:
     return teachers[0] if len(teachers) == 1 else Ensemble(teachers, weights)
 
 
+def _trust(settings: AnnotateSettings, progress: Progress) -> None:
+    for teacher in settings.teachers:
+        if remember_trust(Path(teacher["path"])):
+            progress.message(f"{teacher['path']}: is trusted from now on, until its files change")
+
+
 def _settings(run: RunDirectory, teachers: dict[str, float] | None, asked: dict) -> AnnotateSettings:
     """What was asked for on top of settings.json; a run keeps the teachers that it was begun with."""
     stored = read_settings(run, "annotate")
@@ -82,7 +100,7 @@ def _settings(run: RunDirectory, teachers: dict[str, float] | None, asked: dict)
 
 
 def _reference(path: Path, weight: float) -> dict:
-    path = path.absolute()
+    path = absolute(path)
     return {"path": str(path), "weight": float(weight), "sha256": kind_of(path).sha256(path)}
 
 

@@ -1,29 +1,50 @@
-"""Describe: what a teacher or student is, without opening its network."""
+"""Describe: what a teacher or student is, without executing anything of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ..learning.teachers import kind_of
+from ..learning.teachers import absolute, kind_of, remember_trust, risk_of
 from ..records.progress import Listener, Progress
 
 
-def describe(path: Path | str, *, listener: Listener | None = None) -> dict:
+def describe(
+    path: Path | str, *, template: bool = False, trust: bool = False, listener: Listener | None = None
+) -> dict:
     """Tell what lies at a path that is given as a teacher or a student.
+
+    Args:
+        template: first write the teacher.json that a bare network needs beside it, to be filled in.
+        trust: if it brings code of its own, that may be executed from now on, until its files change.
 
     Returns:
         `path`, `kind` (a word), `structures` (name and colour of each), `channels` (of the image; None: any),
-        `modality` (empty: not known), `hint` (what a person should know, or empty), `card` (the model card, or empty).
+        `modality` (empty: not known), `hint` (what a person should know, or empty), `card` (the model card, or empty),
+        `risk` (what of it would be executed as code and is not trusted yet, or empty). For a template: `path`, `kind`
+        and `template`, the file.
 
     Raises:
         FileNotFoundError, ValueError: nothing there, damaged, or no known kind; the message lists the kinds.
     """
-    path = Path(path).absolute()
+    path = absolute(Path(path))
     with Progress("describe", listener) as progress:
         kind = kind_of(path)
-        found = kind.describe(path)
-        labels = found.pop("labels")
-        structures = [{"name": s.name, "color": list(s.color)} for s in labels.structures]
-        result = {"path": str(path), "kind": kind.NAME, "structures": structures, **found}
+        result = {"path": str(path), "kind": kind.NAME}
+        result |= {"template": str(_template(kind, path))} if template else _description(kind, path, trust)
         progress.event("done", **result)
         return result
+
+
+def _description(kind, path: Path, trust: bool) -> dict:
+    found = kind.describe(path)
+    labels = found.pop("labels")
+    structures = [{"name": s.name, "color": list(s.color)} for s in labels.structures]
+    if trust:
+        remember_trust(path)
+    return {"structures": structures, **found, "risk": risk_of(path)}
+
+
+def _template(kind, path: Path) -> Path:
+    if not hasattr(kind, "template"):
+        raise ValueError(f"{path}: needs no teacher.json; it is a {kind.KIND}")
+    return kind.template(path)

@@ -147,3 +147,35 @@ class Payload:
 
 def _write_file(path: str) -> None:
     Path(path).write_text("executed")
+
+
+SEGRESNET = {
+    "_target_": "SegResNetDS", "init_filters": 4, "blocks_down": [1, 1], "norm": "INSTANCE_NVFUSER", "in_channels": 1,
+    "out_channels": 3, "dsdepth": 2,
+}  # fmt: skip
+AUTO3DSEG = {
+    "network": SEGRESNET, "roi_size": [8, 8, 8], "normalize_mode": "meanstd", "intensity_bounds": [-3.0, 3.0],
+    "orientation_ras": True, "crop_foreground": False, "resample_resolution": [1.0, 2.0, 3.0], "sigmoid": False,
+    "modality": "mri", "class_names": ["liver", "spleen"],
+}  # fmt: skip
+
+
+def segresnet(**changes) -> nn.Module:
+    from monai.networks.nets import SegResNetDS
+
+    torch.manual_seed(0)
+    arguments = {**SEGRESNET, "norm": ["INSTANCE", {"affine": True}], **changes}
+    return SegResNetDS(**{k: v for k, v in arguments.items() if k != "_target_"}).eval()
+
+
+def write_auto3dseg(folder: Path, labels: dict | None = None, network: dict | None = None, **changes) -> Path:
+    """A checkpoint as MONAI's Auto3DSeg saves it; `labels` as the extension's labels.csv."""
+    folder.mkdir(parents=True)
+    network = network or {}
+    config = {**AUTO3DSEG, "network": {**SEGRESNET, **network}, **changes}
+    state = segresnet(**network).state_dict()
+    torch.save({"epoch": 3, "best_metric": 0.9, "config": config, "state_dict": state}, folder / "model.pt")
+    if labels:
+        rows = "".join(f"{value},{name}\n" for value, name in labels.items())
+        (folder / "labels.csv").write_text("LabelValue,Name\n" + rows)
+    return folder

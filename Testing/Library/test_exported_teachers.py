@@ -255,3 +255,27 @@ def test_a_damaged_network_is_told_with_its_file(tmp_path):
     for path in (onnx, script):
         with pytest.raises(ValueError, match=f"{path.name}: cannot be opened as"):
             kind_of(path).open(path, "cpu", None)
+
+
+def test_the_command_line_writes_a_template_and_asks_for_trust(command, tmp_path, a_phantom_cohort):
+    path = write_torch_export(tmp_path / "model")
+    (path.parent / "teacher.json").unlink()
+    assert command("annotate", "--describe", path).status == 0
+    assert command("describe", path, "--template").status == 2  # it is there already
+    write_sidecar(path.parent, spacing_mm=None)
+    assert "reads pickled objects" in command("describe", path).events[0]["risk"]
+    annotate = ("annotate", tmp_path / "run", "--cohort", a_phantom_cohort, "--teacher", path)
+    refused = command(*annotate)
+    assert refused.status == 2 and "give --trust once" in refused.messages
+    assert command(*annotate, "--trust").status == 0
+    assert command("describe", path).events[0]["risk"] == ""
+
+
+def test_annotate_without_a_run_directory_says_so(command):
+    outcome = command("annotate")
+    assert outcome.status == 2 and "needs a run directory" in outcome.messages
+
+
+def test_kinds_that_need_no_sidecar_get_none(a_teacher):
+    with pytest.raises(ValueError, match="needs no teacher.json"):
+        describe(a_teacher, template=True)

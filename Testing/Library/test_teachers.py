@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from foreign_models import write_monai_bundle, write_onnx, write_torch_export, write_torchscript
+from foreign_models import write_auto3dseg, write_monai_bundle, write_onnx, write_torch_export, write_torchscript
 
 from KnowledgeTransferLib.learning.preprocessing import Normalisation, Preprocessing
 from KnowledgeTransferLib.learning.student import Student, new_network, save_student
 from KnowledgeTransferLib.learning.teachers import (
     TEACHER_KINDS,
     AnnotationsOnDisk,
+    Auto3DSeg,
     Ensemble,
     MonaiBundle,
     Onnx,
@@ -66,6 +67,7 @@ def one_of_each(a_folder, a_bundle, tmp_path, monkeypatch) -> dict:
         OwnBundle: a_bundle,
         AnnotationsOnDisk: a_folder,
         MonaiBundle: write_monai_bundle(tmp_path / "MONAI bundle"),
+        Auto3DSeg: write_auto3dseg(tmp_path / "auto3dseg"),
         TorchScript: write_torchscript(tmp_path / "torchscript"),
         TorchExport: write_torch_export(tmp_path / "torch export"),
         Onnx: write_onnx(tmp_path / "onnx"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ...records import trust
 from .annotations import AnnotationsOnDisk
+from .auto3dseg import Auto3DSeg
 from .certainty import confidence_of, uncertainty_of
 from .ensemble import Ensemble
 from .exported import Onnx, TorchExport, TorchScript
@@ -19,12 +20,12 @@ from .own import OwnBundle
 from .teacher import Teacher
 
 __all__ = [
-    "TEACHER_KINDS", "AnnotationsOnDisk", "Ensemble", "MonaiBundle", "Onnx", "OwnBundle", "Teacher",
+    "TEACHER_KINDS", "AnnotationsOnDisk", "Auto3DSeg", "Ensemble", "MonaiBundle", "Onnx", "OwnBundle", "Teacher",
     "TorchExport", "TorchScript",
     "absolute", "confidence_of", "kind_of", "remember_trust", "risk_of", "uncertainty_of",
 ]  # fmt: skip
 
-TEACHER_KINDS = (OwnBundle, MonaiBundle, TorchScript, TorchExport, Onnx, AnnotationsOnDisk)
+TEACHER_KINDS = (OwnBundle, MonaiBundle, Auto3DSeg, TorchScript, TorchExport, Onnx, AnnotationsOnDisk)
 
 
 def kind_of(path: Path):
