@@ -7,6 +7,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -178,4 +179,71 @@ def write_auto3dseg(folder: Path, labels: dict | None = None, network: dict | No
     if labels:
         rows = "".join(f"{value},{name}\n" for value, name in labels.items())
         (folder / "labels.csv").write_text("LabelValue,Name\n" + rows)
+    return folder
+
+
+NNUNET_LAYERS = {
+    "n_stages": 2, "features_per_stage": [4, 4], "conv_op": "torch.nn.modules.conv.Conv3d",
+    "kernel_sizes": [[3, 3, 3]] * 2, "strides": [[1, 1, 1], [2, 2, 2]], "n_conv_per_stage": [1, 1],
+    "n_conv_per_stage_decoder": [1], "conv_bias": True, "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+    "norm_op_kwargs": {"eps": 1e-05, "affine": True}, "dropout_op": None, "dropout_op_kwargs": None,
+    "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True},
+}  # fmt: skip
+NNUNET_ARCHITECTURE = {
+    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+    "arch_kwargs": NNUNET_LAYERS, "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+}  # fmt: skip
+NNUNET_LABELS = {"background": 0, "liver": 1, "spleen": 2}
+
+
+def nnunet_plans(architecture: dict | None = None, reader: str = "SimpleITKIO") -> dict:
+    """plans.json as nnU-Net's planner writes it, with a smaller network."""
+    resampling = "resample_data_or_seg_to_shape"
+    data = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    configuration = {
+        "data_identifier": "nnUNetPlans_3d_fullres", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
+        "patch_size": [8, 8, 8], "median_image_size_in_voxels": [8.0, 8.0, 8.0], "spacing": [3.0, 2.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [False],
+        "resampling_fn_data": resampling, "resampling_fn_seg": resampling, "resampling_fn_data_kwargs": data,
+        "resampling_fn_seg_kwargs": {**data, "is_seg": True, "order": 1}, "resampling_fn_probabilities": resampling,
+        "resampling_fn_probabilities_kwargs": {**data, "order": 1}, "batch_dice": False,
+        "architecture": architecture or NNUNET_ARCHITECTURE,
+    }  # fmt: skip
+    return {
+        "dataset_name": "Dataset001_Tiny", "plans_name": "nnUNetPlans",
+        "original_median_spacing_after_transp": [3.0, 2.0, 1.0], "original_median_shape_after_transp": [8, 8, 8],
+        "image_reader_writer": reader, "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2],
+        "configurations": {"3d_fullres": configuration}, "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager", "foreground_intensity_properties_per_channel": {"0": {}},
+    }  # fmt: skip
+
+
+def nnunet_network(outputs: int = 3) -> nn.Module | None:
+    """Its network; None where nnU-Net is not installed."""
+    try:
+        from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    except ImportError:
+        return None
+    layers = {"conv_op": nn.Conv3d, "norm_op": nn.InstanceNorm3d, "nonlin": nn.LeakyReLU}
+    return PlainConvUNet(1, num_classes=outputs, **{**NNUNET_LAYERS, **layers}).eval()
+
+
+def write_nnunet(folder: Path, folds: int = 1, labels: dict | None = None, more: dict | None = None, **dataset) -> Path:
+    """A trained model's folder with random weights, in nnU-Net's own format; another network in each fold."""
+    folder.mkdir(parents=True)
+    names = labels or NNUNET_LABELS
+    content = {"channel_names": {"0": "MRI"}, "labels": names, "numTraining": 2, "file_ending": ".nii.gz", **dataset}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    (folder / "plans.json").write_text(json.dumps(nnunet_plans()))
+    for fold in range(folds):
+        torch.manual_seed(fold)
+        network = nnunet_network(outputs=len(names) if not dataset.get("regions_class_order") else len(names) - 1)
+        checkpoint = {
+            "network_weights": network.state_dict() if network else {}, "optimizer_state": {}, "current_epoch": 1,
+            "logging": {"mean_fg_dice": [np.float64(0.5)], "ema": np.float32(0.4)}, "trainer_name": "nnUNetTrainer",
+            "init_args": {"configuration": "3d_fullres", "fold": fold, "device": torch.device("cpu")},
+            "inference_allowed_mirroring_axes": (0, 1, 2), **(more or {}),
+        }  # fmt: skip
+        (folder / f"fold_{fold}").mkdir()
+        torch.save(checkpoint, folder / f"fold_{fold}" / "checkpoint_final.pth")
     return folder

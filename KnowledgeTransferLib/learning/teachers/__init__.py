@@ -16,16 +16,17 @@ from .certainty import confidence_of, uncertainty_of
 from .ensemble import Ensemble
 from .exported import Onnx, TorchExport, TorchScript
 from .monai_bundle import MonaiBundle
+from .nnunet import NnUnet
 from .own import OwnBundle
 from .teacher import Teacher
 
 __all__ = [
-    "TEACHER_KINDS", "AnnotationsOnDisk", "Auto3DSeg", "Ensemble", "MonaiBundle", "Onnx", "OwnBundle", "Teacher",
+    "TEACHER_KINDS", "AnnotationsOnDisk", "Auto3DSeg", "Ensemble", "MonaiBundle", "NnUnet", "Onnx", "OwnBundle", "Teacher",
     "TorchExport", "TorchScript",
     "absolute", "confidence_of", "kind_of", "remember_trust", "risk_of", "uncertainty_of",
 ]  # fmt: skip
 
-TEACHER_KINDS = (OwnBundle, MonaiBundle, Auto3DSeg, TorchScript, TorchExport, Onnx, AnnotationsOnDisk)
+TEACHER_KINDS = (OwnBundle, MonaiBundle, Auto3DSeg, NnUnet, TorchScript, TorchExport, Onnx, AnnotationsOnDisk)
 
 
 def kind_of(path: Path):

@@ -145,7 +145,7 @@ def _session(path: Path, device: str):
     try:
         import onnxruntime
     except ImportError:
-        raise ImportError(f"{path}: needs the package onnxruntime; install it (pip install onnxruntime)") from None
+        raise RuntimeError(f"{path}: needs the package onnxruntime; install it (pip install onnxruntime)") from None
     there = onnxruntime.get_available_providers()
     wanted = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
     options = onnxruntime.SessionOptions()

@@ -174,7 +174,9 @@ def _yaml(data: bytes):
     try:
         import yaml
     except ImportError:
-        raise ImportError("its configuration is in YAML, which needs the package pyyaml (pip install pyyaml)") from None
+        raise RuntimeError(
+            "its configuration is in YAML, which needs the package pyyaml (pip install pyyaml)"
+        ) from None
     try:
         return yaml.safe_load(data)
     except yaml.YAMLError as error:
