@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
+import nibabel
 import numpy as np
 import torch
 from torch import nn
@@ -247,3 +250,37 @@ def write_nnunet(folder: Path, folds: int = 1, labels: dict | None = None, more:
         (folder / f"fold_{fold}").mkdir()
         torch.save(checkpoint, folder / f"fold_{fold}" / "checkpoint_final.pth")
     return folder
+
+
+def a_totalsegmentator_task(monkeypatch, weights: Path | None = None) -> Path:
+    """A task of a TotalSegmentator that stands in for the real one: bright voxels are liver, dark ones spleen.
+
+    `weights`: where its weights lie; None: where they are found.
+    """
+    names = ("totalsegmentator", "python_api", "map_to_binary", "config", "map_tasks_config")
+    modules = {n: ModuleType(n if n == "totalsegmentator" else f"totalsegmentator.{n}") for n in names}
+    modules["map_to_binary"].class_map = {"total": {1: "liver", 2: "spleen"}}
+    modules["config"].get_weights_dir = lambda: weights or Path(__file__).parent
+    modules["map_tasks_config"].TASK_ID_WEIGHTS_CONFIGS = {297: {"foldername": Path(__file__).name}}
+    interface = modules["python_api"]
+    interface.called = []
+
+    def totalsegmentator(image, output, **options):
+        interface.called.append(options)
+        interface.download_pretrained_weights(297)
+        interface.send_usage_stats({}, {})
+        array = image.get_fdata()
+        found = (array > 0.5) + 2 * (array < -0.5)
+        return nibabel.Nifti1Image(found.astype(np.uint8), image.affine)
+
+    def reaches_out(*_):
+        raise AssertionError("reached out into the internet")
+
+    interface.get_task_config = lambda task, fast, quiet: {"task_id": [297]}
+    interface.totalsegmentator = totalsegmentator
+    interface.download_pretrained_weights = interface.send_usage_stats = reaches_out
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        if name != "totalsegmentator":
+            setattr(modules["totalsegmentator"], name, module)
+    return Path("totalsegmentator:total")

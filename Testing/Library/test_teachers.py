@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from foreign_models import (
+    a_totalsegmentator_task,
     write_auto3dseg,
     write_monai_bundle,
     write_nnunet,
@@ -27,6 +28,7 @@ from KnowledgeTransferLib.learning.teachers import (
     OwnBundle,
     TorchExport,
     TorchScript,
+    TotalSegmentatorTask,
     confidence_of,
     kind_of,
     remember_trust,
@@ -81,6 +83,7 @@ def one_of_each(a_folder, a_bundle, tmp_path, monkeypatch) -> dict:
         TorchScript: write_torchscript(tmp_path / "torchscript"),
         TorchExport: write_torch_export(tmp_path / "torch export"),
         Onnx: write_onnx(tmp_path / "onnx"),
+        TotalSegmentatorTask: a_totalsegmentator_task(monkeypatch),
     }
     for path in paths.values():
         remember_trust(path)

@@ -20,7 +20,7 @@ def main(folder: Path) -> None:
     os.environ |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f"}
     write_dataset(folder)
     plans = plan(folder / "preprocessed" / NAME)
-    os.environ["nnUNet_n_proc_DA"] = "0"  # patches are made in this process
+    os.environ |= {"nnUNet_n_proc_DA": "0"}  # patches are made in this process
     for fold in (0, 1):
         model = train(plans, fold, json.loads((folder / "raw" / NAME / "dataset.json").read_text()))
     print(model)

@@ -19,14 +19,17 @@ from .monai_bundle import MonaiBundle
 from .nnunet import NnUnet
 from .own import OwnBundle
 from .teacher import Teacher
+from .total_segmentator import TotalSegmentatorTask
 
 __all__ = [
-    "TEACHER_KINDS", "AnnotationsOnDisk", "Auto3DSeg", "Ensemble", "MonaiBundle", "NnUnet", "Onnx", "OwnBundle", "Teacher",
-    "TorchExport", "TorchScript",
-    "absolute", "confidence_of", "kind_of", "remember_trust", "risk_of", "uncertainty_of",
+    "TEACHER_KINDS", "AnnotationsOnDisk", "Auto3DSeg", "Ensemble", "MonaiBundle", "NnUnet", "Onnx", "OwnBundle",
+    "Teacher", "TorchExport", "TorchScript", "TotalSegmentatorTask", "absolute", "confidence_of", "kind_of",
+    "remember_trust", "risk_of", "uncertainty_of",
 ]  # fmt: skip
 
-TEACHER_KINDS = (OwnBundle, MonaiBundle, Auto3DSeg, NnUnet, TorchScript, TorchExport, Onnx, AnnotationsOnDisk)
+TEACHER_KINDS = (
+    OwnBundle, MonaiBundle, Auto3DSeg, NnUnet, TorchScript, TorchExport, Onnx, TotalSegmentatorTask, AnnotationsOnDisk,
+)  # fmt: skip
 
 
 def kind_of(path: Path):
@@ -60,5 +63,5 @@ def remember_trust(path: Path) -> bool:
 
 
 def absolute(path: Path) -> Path:
-    """The absolute path of a teacher."""
-    return path.absolute()
+    """The absolute path of a teacher; a task of TotalSegmentator is no path and stays as it is."""
+    return path if TotalSegmentatorTask.recognises(path) else path.absolute()

@@ -174,9 +174,7 @@ def _yaml(data: bytes):
     try:
         import yaml
     except ImportError:
-        raise RuntimeError(
-            "its configuration is in YAML, which needs the package pyyaml (pip install pyyaml)"
-        ) from None
+        raise RuntimeError("its configuration is in YAML, which needs the package pyyaml; install it") from None
     try:
         return yaml.safe_load(data)
     except yaml.YAMLError as error:

@@ -28,7 +28,9 @@ from .teacher import Teacher
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 # Of the names that nnU-Net looks up and calls: classes of its networks, and layers of torch.
-KNOWN_NAMES = re.compile(r"dynamic_network_architectures\.[\w.]+\.[A-Z]\w*|torch\.nn\.(?:modules\.\w+\.)?[A-Z]\w*")
+KNOWN_NAMES = re.compile(
+    r"dynamic_network_architectures\.architectures\.\w+\.[A-Z]\w*|torch\.nn\.(?:modules\.\w+\.)?[A-Z]\w*"
+)
 MISSING = "needs the package nnunetv2; install it (pip install nnunetv2)"
 BETWEEN_SLICES_MM = 999.0  # nnU-Net's own word for the missing third dimension of pictures
 
