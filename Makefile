@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test bench lint real screenshots clean
+.PHONY: help demo teachers test bench lint real screenshots clean
 
 help:
 	@echo "make demo   the whole job on a synthetic cohort, into $(RUN)/ (a few minutes)"
 	@echo "make test   the test suite"
+	@echo "make teachers  install nnU-Net and TotalSegmentator, so that their models can teach (about 2 minutes)"
 	@echo "make bench  speed of training and segmenting, and of the Slicer module"
 	@echo "make lint   style"
 	@echo "make real   the results of docs/results.md, on the public data in ../shared/data or KT_DATA"
@@ -21,6 +22,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# They pull in torchvision, which is built for CUDA; beside a torch for the CPU it cannot be imported, and is removed.
+teachers: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[teachers]'
+	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/pip uninstall --quiet --yes torchvision
 
 bench: $(INSTALLED)
 	$(BIN)/python Testing/Benchmarks/run.py

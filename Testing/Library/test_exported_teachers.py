@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from foreign_models import (
+    HAS_ONNX,
     SIDECAR,
+    Payload,
     a_network,
     an_example,
     write_onnx,
@@ -54,7 +56,11 @@ def by_the_bare_network(volume: Volume) -> np.ndarray:
     return a_network()(z_scored(volume.array)[None]).softmax(1)[0].numpy()
 
 
-@pytest.mark.parametrize("write", [write_torchscript, write_torch_export, write_onnx], ids=lambda write: write.__name__)
+with_onnx = pytest.mark.skipif(not HAS_ONNX, reason="the packages onnx and onnxruntime are not installed")
+FORMATS = [write_torchscript, write_torch_export, pytest.param(write_onnx, marks=with_onnx, id="write_onnx")]
+
+
+@pytest.mark.parametrize("write", FORMATS, ids=lambda write: getattr(write, "__name__", None))
 def test_each_format_gives_what_the_bare_network_gives(tmp_path, write):
     path = write(tmp_path / "model")
     write_sidecar(path.parent, patch_size_voxels=[8, 8, 8] if write is write_torch_export else None)
@@ -104,6 +110,16 @@ def test_a_network_of_pictures_goes_slice_by_slice(tmp_path):
     assert teacher.predict(a_volume(np.eye(4), (16, 12, 1))).shape == (3, 16, 12, 1)
 
 
+def test_a_network_of_pictures_keeps_the_distance_of_slices(tmp_path):
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "model" / "slices.pt"
+    torch.jit.script(a_network(2)).save(path)
+    write_sidecar(path.parent, dimensions=2, spacing_mm=[2.0, 2.0], patch_size_voxels=None)
+    teacher, volume = TorchScript.open(path, "cpu", None), a_volume()
+    assert teacher.preparation.prepare(volume).shape[1:] == (7, 10, 9)
+    assert teacher.predict(volume).shape == (3, *SHAPE)
+
+
 def test_overlapping_structures_are_painted_one_over_the_other(tmp_path):
     path = write_torchscript(
         tmp_path / "model", a_network(outputs=2), activation="sigmoid", background=False, patch_size_voxels=None
@@ -143,6 +159,7 @@ def test_without_a_sidecar_the_message_says_how_to_get_one(tmp_path):
         TorchScript.open(path, "cpu", None)
 
 
+@with_onnx
 def test_a_template_is_refused_until_it_is_filled_in_and_never_overwritten(tmp_path):
     path = write_onnx(tmp_path / "model")
     (path.parent / "teacher.json").unlink()
@@ -247,6 +264,7 @@ def test_describing_opens_no_network(tmp_path):
     assert (found["kind"], found["channels"], len(found["structures"])) == ("torch-export", 1, 2)
 
 
+@with_onnx
 def test_a_damaged_network_is_told_with_its_file(tmp_path):
     onnx, script = write_onnx(tmp_path / "onnx"), write_torchscript(tmp_path / "script")
     onnx.write_bytes(b"\0" * 64)
@@ -279,3 +297,12 @@ def test_annotate_without_a_run_directory_says_so(command):
 def test_kinds_that_need_no_sidecar_get_none(a_teacher):
     with pytest.raises(ValueError, match="needs no teacher.json"):
         describe(a_teacher, template=True)
+
+
+def test_a_pickled_model_is_no_teacher_and_is_never_unpickled(tmp_path):
+    torch.save(Payload(tmp_path / "executed"), tmp_path / "model.pt")
+    torch.save(Payload(tmp_path / "executed"), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("model.pt", "old.pt"):
+        with pytest.raises(ValueError, match="is no kind of teacher that is known"):
+            kind_of(tmp_path / name)
+    assert not (tmp_path / "executed").exists()

@@ -222,3 +222,42 @@ def test_missing_and_broken_weights_are_told(tmp_path):
     (folder / "models" / "model.pt").unlink()
     with pytest.raises(ValueError, match="holds no weights; looked for models/model.safetensors"):
         MonaiBundle.open(folder, "cpu", None)
+
+
+def test_a_bundle_for_pictures_goes_slice_by_slice(tmp_path):
+    """With the resizing that such bundles often have."""
+    from monai.networks.nets import UNet
+
+    network = {**BUNDLE_NETWORK, "spatial_dims": 2}
+    steps = [
+        {"_target_": "LoadImaged", "keys": "image"},
+        {"_target_": "Resized", "keys": "image", "spatial_size": [16, 16], "mode": "bilinear"},
+        {"_target_": "DivisiblePadd", "keys": "image", "k": 8},
+        {"_target_": "ScaleIntensityd", "keys": "image"},
+    ]
+    state = UNet(**{k: v for k, v in network.items() if k != "_target_"}).state_dict()
+    folder = write_monai_bundle(
+        tmp_path / "bundle", state, network_def=network, preprocessing={"_target_": "Compose", "transforms": steps},
+        inferer={"_target_": "SimpleInferer"},
+    )  # fmt: skip
+    teacher = MonaiBundle.open(folder, "cpu", None)
+    steps.append({"_target_": "Spacingd", "keys": "image", "pixdim": [2.0, 2.0], "max_pixdim": [2.5, 2.5]})
+    (folder / "configs" / "inference.json").write_text(
+        json.dumps(bundle_config(network_def=network, preprocessing=steps, inferer={"_target_": "SimpleInferer"}))
+    )
+    assert MonaiBundle.open(folder, "cpu", None).preparation.prepare(a_volume(np.eye(4), (16, 16, 3))).shape[3] == 3
+    for shape in ((20, 14, 1), (20, 14, 5)):
+        found = teacher.predict(a_volume(np.eye(4), shape))
+        assert found.shape == (3, *shape) and found.std() > 0
+        np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
+
+
+def test_a_broken_archive_is_no_teacher(tmp_path):
+    archive = zipped(write_monai_bundle(tmp_path / "bundle"), tmp_path / "bundle.zip")
+    data = archive.read_bytes()
+    archive.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="is no kind of teacher that is known"):
+        kind_of(archive)
+    archive.write_bytes(data.replace(b"bundle_root", b"bundle_r00t"))
+    with pytest.raises(ValueError, match="is damaged"):
+        MonaiBundle.open(archive, "cpu", None)

@@ -135,6 +135,15 @@ def test_images_are_turned_as_the_models_reader_turned_them(tmp_path, nnunetv2):
     np.testing.assert_allclose(back, teacher.predict(straight), atol=1e-5)
 
 
+def test_trainers_are_found_beside_files_that_cannot_be_imported(tmp_path, nnunetv2, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    folder = write_nnunet(tmp_path / "model", more={"trainer_name": "nnUNetTrainerNoMirroring"})
+    assert NnUnet.open(folder, "cpu", None).predict(a_volume()).shape[0] == 3
+    odd = write_nnunet(tmp_path / "odd", more={"trainer_name": "nnUNetTrainerOfSomebody"})
+    with pytest.raises((RuntimeError, ImportError), match="nnUNetTrainerOfSomebody|torchvision"):
+        NnUnet.open(odd, "cpu", None)
+
+
 def test_another_number_of_channels_is_told(tmp_path, nnunetv2):
     teacher = NnUnet.open(write_nnunet(tmp_path / "model"), "cpu", None)
     with pytest.raises(ValueError, match="has 2 channels; the teacher needs 1"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import functools
 import io
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 
 from ...records import trust
 from ...records.labels import Labels, Structure
+from .archive import members, read_member
 from .foreign import ForeignNetwork, Window
 from .monai_network import load_weights, network_from
 from .preparation import Preparation, known_step
@@ -118,14 +118,14 @@ def _checkpoint(path: Path) -> Path:
 
 def _names_a_config(file: Path) -> bool:
     """Whether a checkpoint holds a network's configuration beside its weights. Looks at bytes; unpickles nothing."""
-    if not file.is_file() or not zipfile.is_zipfile(file):
+    names = members(file)
+    pickled = next((name for name in names if name.endswith("/data.pkl")), None)
+    if pickled is None or any("/code/" in name for name in names):
         return False
-    with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-        pickled = next((name for name in names if name.endswith("/data.pkl")), None)
-        if pickled is None or any("/code/" in name for name in names):
-            return False
-        content = archive.read(pickled)
+    try:
+        content = read_member(file, pickled)
+    except ValueError:
+        return False
     return all(word in content for word in (b"state_dict", b"config", b"network", b"SegResNet"))
 
 

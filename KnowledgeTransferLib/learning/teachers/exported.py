@@ -6,7 +6,6 @@ Such a file holds a network and no more; the rest stands in a teacher.json besid
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from ...records import trust
 from ...records.labels import Labels
+from .archive import members, read_member
 from .foreign import ForeignNetwork
 from .sidecar import read_sidecar, sidecar_of, write_template
 from .teacher import Teacher
@@ -73,16 +73,15 @@ class TorchScript(_Exported):
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        return any(name.endswith("/constants.pkl") or "/code/" in name for name in _members(path)) and not any(
-            name.endswith("/models/model.json") for name in _members(path)
+        return any(name.endswith("/constants.pkl") or "/code/" in name for name in members(path)) and not any(
+            name.endswith("/models/model.json") for name in members(path)
         )
 
     @classmethod
     def risk(cls, path: Path) -> str:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith(".py") and (found := REACHES_OUT.search(archive.read(name))):
-                    return f"its TorchScript code uses {found[0].decode().strip()!r}, which reaches files or libraries"
+        for name in members(path):
+            if name.endswith(".py") and (found := REACHES_OUT.search(read_member(path, name))):
+                return f"its TorchScript code uses {found[0].decode().strip()!r}, which reaches files or libraries"
         return ""
 
     @staticmethod
@@ -102,7 +101,7 @@ class TorchExport(_Exported):
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        names = _members(path)
+        names = members(path)
         return any(name.endswith(("/models/model.json", "serialized_exported_program.json")) for name in names)
 
     @classmethod
@@ -159,14 +158,6 @@ def _session(path: Path, device: str):
 def _run_session(session, name: str, batch: torch.Tensor) -> torch.Tensor:
     scores = session.run(None, {name: np.ascontiguousarray(batch.cpu().numpy(), dtype=np.float32)})[0]
     return torch.from_numpy(scores).to(batch.device)
-
-
-def _members(path: Path) -> list[str]:
-    """Names in a zip archive; none for other files."""
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return []
-    with zipfile.ZipFile(path) as archive:
-        return archive.namelist()
 
 
 def _first_line(error: Exception) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-import zipfile
 from pathlib import Path
 
 from torch import nn
 
 from ...records import bundle, trust
 from ...records.labels import Labels
+from .archive import members, read_member
 from .foreign import ForeignNetwork, Window
 from .monai_config import BundleConfig, parsed
 from .monai_network import load_weights, network_from, read_weights
@@ -111,28 +111,20 @@ class _Archive:
     """The files of a bundle's zip archive. Nothing is unpacked, so that no name in it can reach another folder."""
 
     def __init__(self, path: Path, top: str):
-        self.path, self.top = path, top
-        with zipfile.ZipFile(path) as archive:
-            self.names = set(archive.namelist())
+        self.path, self.top, self.names = path, top, set(members(path))
 
     def __contains__(self, name: str) -> bool:
         return self.top + name in self.names
 
     def read(self, name: str) -> bytes:
-        with zipfile.ZipFile(self.path) as archive:
-            if name.startswith("configs/") and archive.getinfo(self.top + name).file_size > LARGEST_CONFIG_BYTES:
-                raise ValueError(f"{self.path}: {name} is too large for a configuration")
-            return archive.read(self.top + name)
+        return read_member(self.path, self.top + name, LARGEST_CONFIG_BYTES if name.startswith("configs/") else None)
 
 
 def _files_of(path: Path) -> _Folder | _Archive | None:
     """The files of what may be a bundle; None without a metadata.json in its place."""
     if path.is_dir():
         return _Folder(path) if (path / bundle.METADATA).is_file() else None
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        tops = [name.removesuffix(bundle.METADATA) for name in archive.namelist() if name.endswith(bundle.METADATA)]
+    tops = [name.removesuffix(bundle.METADATA) for name in members(path) if name.endswith(bundle.METADATA)]
     return _Archive(path, min(tops, key=len)) if tops else None
 
 

@@ -8,6 +8,8 @@ after a person trusted it.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator
@@ -196,7 +198,6 @@ def _predictor(path: Path, device: str, trusted: bool):
     """nnU-Net's predictor, as its own initialize_from_trained_model_folder makes it, but without unpickling."""
     try:
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
         from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
     except ImportError as error:
@@ -206,8 +207,7 @@ def _predictor(path: Path, device: str, trusted: bool):
     configuration = plans.get_configuration(folds[0]["init_args"]["configuration"])
     if configuration.previous_stage_name is not None:
         raise ValueError(f"{path}: is the second stage of a cascade; name the folder of a model that stands alone")
-    trainer = recursive_find_trainer_class_by_name(folds[0]["trainer_name"])
-    network = trainer.build_network_architecture(
+    network = _trainer(folds[0]["trainer_name"]).build_network_architecture(
         plans, configuration, determine_num_input_channels(plans, configuration, dataset),
         plans.get_label_manager(dataset).num_segmentation_heads, enable_deep_supervision=False,
     )  # fmt: skip
@@ -220,6 +220,22 @@ def _predictor(path: Path, device: str, trusted: bool):
         network, plans, configuration, weights, dataset, folds[0]["trainer_name"], folds[0]["axes"]
     )
     return predictor
+
+
+def _trainer(name: str) -> type:
+    """The class of nnU-Net's own trainers with this name; it knows how to make the network.
+
+    nnU-Net's own search stops at the first of its files that cannot be imported, for example without torchvision.
+    """
+    from nnunetv2.training import nnUNetTrainer as trainers
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    for module in pkgutil.walk_packages(trainers.__path__, f"{trainers.__name__}.", onerror=lambda _: None):
+        with contextlib.suppress(ImportError, RuntimeError):
+            found = getattr(importlib.import_module(module.name), name, None)
+            if isinstance(found, type):
+                return found
+    return recursive_find_trainer_class_by_name(name)  # where the user keeps others (nnUNet_extTrainer)
 
 
 @contextlib.contextmanager

@@ -147,9 +147,7 @@ def steps_of(transforms: list[dict], key: str, dimensions: int) -> list[Step]:
         if name not in KNOWN:
             raise UnknownStep(f"the step {item.get('_target_')!r} is not known")
         arguments = _arguments(name, item)
-        if name == "Spacing" and dimensions == 2:
-            arguments["pixdim"] = [*np.atleast_1d(arguments["pixdim"]).tolist()[:2], -1.0]
-        steps.append(known_step(name, arguments))
+        steps.append(known_step(name, _of_slices(arguments) if dimensions == 2 else arguments))
     return steps
 
 
@@ -192,6 +190,26 @@ def _arguments(name: str, item: dict) -> dict:
             raise UnknownStep(f"the step {name} computes its {argument} by an expression ({value!r})")
         if argument in ONE_FOR_EACH_KEY and isinstance(value, list):
             found[argument] = value[0]
+    return found
+
+
+def _of_slices(arguments: dict) -> dict:
+    """Arguments for slices `(i, j)` as those for a stack of slices `(i, j, k)`, which stays as it is along k."""
+    any_size = float("nan")
+    keep = {
+        "pixdim": -1.0,
+        "min_pixdim": any_size,
+        "max_pixdim": any_size,
+        "spatial_size": -1,
+        "k": 1,
+        "k_divisible": 1,
+    }
+    found = dict(arguments)
+    for name in keep.keys() & found.keys():
+        sizes = np.atleast_1d(found[name]).tolist()
+        found[name] = [*(sizes * 2 if len(sizes) == 1 else sizes[:2]), keep[name]]
+    if "spatial_size" in found and found.get("mode") in ("bilinear", "bicubic"):
+        found["mode"] = "trilinear"
     return found
 
 
