@@ -116,7 +116,7 @@ def test_a_network_of_pictures_keeps_the_distance_of_slices(tmp_path):
     torch.jit.script(a_network(2)).save(path)
     write_sidecar(path.parent, dimensions=2, spacing_mm=[2.0, 2.0], patch_size_voxels=None)
     teacher, volume = TorchScript.open(path, "cpu", None), a_volume()
-    assert teacher.preparation.prepare(volume).shape[1:] == (7, 10, 9)
+    assert teacher.preparation.prepare(volume).shape[1:] == (6, 10, 9)
     assert teacher.predict(volume).shape == (3, *SHAPE)
 
 
