@@ -6,6 +6,13 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def _trust_of_its_own(tmp_path_factory, monkeypatch, request):
+    """No test reads or writes the user's own list of trusted teachers, or another test's."""
+    folder = tmp_path_factory.getbasetemp() / "config" / str(abs(hash(request.node.nodeid)))
+    monkeypatch.setenv("KT_CONFIG", str(folder))
+
+
 @pytest.fixture(scope="session")
 def a_phantom_cohort(tmp_path_factory) -> Path:
     """Four small scans of site A with expert annotations, split into teacher and test; do not change it."""

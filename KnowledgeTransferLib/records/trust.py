@@ -18,7 +18,9 @@ FORMAT = 1
 
 
 def trust_file() -> Path:
-    """Where it is remembered: in the user's folder of settings, for all runs and programs of this user."""
+    """Where it is remembered: in the user's folder of settings, or in the folder that KT_CONFIG names."""
+    if os.environ.get("KT_CONFIG"):
+        return Path(os.environ["KT_CONFIG"]) / "trusted.json"
     if sys.platform == "win32":
         base = os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming"
     elif sys.platform == "darwin":

@@ -34,13 +34,6 @@ from KnowledgeTransferLib.steps.describe import describe
 SHAPE = (12, 10, 9)
 
 
-@pytest.fixture(autouse=True)
-def _own_trust(tmp_path, monkeypatch):
-    """No test writes into the user's own list of trusted teachers."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("APPDATA", str(tmp_path / "config"))
-
-
 def a_volume(affine=None, shape=SHAPE) -> Volume:
     array = np.random.default_rng(0).normal(100, 30, (1, *shape)).astype(np.int16)
     return Volume(array, np.diag([1.0, 2, 3, 1]) if affine is None else affine, "p1")

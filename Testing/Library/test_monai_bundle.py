@@ -20,12 +20,6 @@ from KnowledgeTransferLib.learning.volume import Volume
 from KnowledgeTransferLib.steps.describe import describe
 
 
-@pytest.fixture(autouse=True)
-def _own_trust(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("APPDATA", str(tmp_path / "config"))
-
-
 def a_volume(affine=None, shape=(8, 8, 8)) -> Volume:
     array = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
     return Volume(array, np.diag([1.0, 2, 3, 1]) if affine is None else affine, "p1")

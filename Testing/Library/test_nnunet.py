@@ -18,12 +18,6 @@ from KnowledgeTransferLib.steps.annotate import annotate
 from KnowledgeTransferLib.steps.describe import describe
 
 
-@pytest.fixture(autouse=True)
-def _own_trust(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("APPDATA", str(tmp_path / "config"))
-
-
 @pytest.fixture
 def nnunetv2():
     return pytest.importorskip("nnunetv2", reason="nnU-Net is not installed (make teachers)")

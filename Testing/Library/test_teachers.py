@@ -73,7 +73,6 @@ def a_bundle(tmp_path):
 @pytest.fixture
 def one_of_each(a_folder, a_bundle, tmp_path, monkeypatch) -> dict:
     """A path of every kind of teacher: a new kind needs an entry here. Those that need trust have it."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     paths = {
         OwnBundle: a_bundle,
         AnnotationsOnDisk: a_folder,
