@@ -7,9 +7,10 @@ import slicer
 from slicer.i18n import tr as _
 
 from KnowledgeTransferLib.records import bundle
+from KnowledgeTransferLib.records.labels import Labels
 
 from . import SceneIO
-from .AnnotateTab import check, setCell, setPath, stretch, structuresOf
+from .AnnotateTab import check, setCell, setPath, stretch
 from .Logic import endOf
 
 RECENT = "KnowledgeTransfer/RecentStudents"  # in Slicer's application settings
@@ -179,12 +180,16 @@ def nameOf(path):
 
 
 def cardOf(path):
-    """The model card, or why the student cannot be used."""
+    """What the student segments, what taught it and how well, then its whole model card; or why it cannot be used."""
     folder = bundle.bundle_in(path)
     try:
-        return (folder / bundle.MODEL_CARD).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return structuresOf(path)
+        ours = bundle.read_metadata(folder)[bundle.OURS]
+        card, names = ours["card"], ", ".join(Labels.from_json(ours["labels"]).names)
+        figures = [f"{name}: **{value}**" for name, value in card.get("figures", {}).items()]
+        parts = [f"**Segments** {names}.", card.get("taught_by", ""), *figures]
+        return "\n\n".join([*filter(None, parts), (folder / bundle.MODEL_CARD).read_text(encoding="utf-8")])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return _("**Cannot be used:** {reason}").format(reason=error)
 
 
 def number(value, digits):

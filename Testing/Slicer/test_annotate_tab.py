@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from KnowledgeTransferLib.records.reviews import case_states
 
 from KnowledgeTransferLib.learning.volume import read_annotation
+from KnowledgeTransferLib.records.reviews import case_states
 from KnowledgeTransferLib.records.run_directory import RunDirectory
 
 

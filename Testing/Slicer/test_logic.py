@@ -36,6 +36,7 @@ def temporary_folders() -> set:
 
 def test_a_loaded_volume_is_segmented_as_the_command_line_does(logic, scans, a_teacher, a_foreign_cohort, tmp_path):
     import slicer
+
     from KnowledgeTransferSlicer import SceneIO
 
     before = temporary_folders()
@@ -99,9 +100,9 @@ def test_a_folder_is_segmented_into_a_folder(logic, a_foreign_cohort, a_teacher,
 
 def test_segmentations_in_the_scene_can_teach(logic, scans, tmp_path):
     import slicer
-    from KnowledgeTransferSlicer.Logic import SCENE
 
     from KnowledgeTransferLib.learning.volume import read_annotation
+    from KnowledgeTransferSlicer.Logic import SCENE
 
     drawn = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "by hand")
     drawn.CreateDefaultDisplayNodes()
@@ -122,9 +123,9 @@ def test_segmentations_in_the_scene_can_teach(logic, scans, tmp_path):
 
 def test_a_correction_is_kept_beside_the_pseudo_annotation_and_can_be_discarded(logic, an_annotated_run):
     import slicer
-    from KnowledgeTransferLib.records.reviews import case_states
 
     from KnowledgeTransferLib.learning.volume import read_annotation, read_image
+    from KnowledgeTransferLib.records.reviews import case_states
 
     run = RunDirectory(an_annotated_run)
     case = case_states(run)[0]

@@ -149,9 +149,8 @@ def test_the_sample_data_are_made_here_and_loaded(the_panel, tmp_path, monkeypat
     sample_data = ModuleType("SampleData")
     sample_data.SampleDataLogic = SimpleNamespace(registerCustomSampleDataSource=lambda **what: registered.update(what))
     monkeypatch.setitem(sys.modules, "SampleData", sample_data)
-    from KnowledgeTransferSlicer import SampleScans
-
     import KnowledgeTransfer
+    from KnowledgeTransferSlicer import SampleScans
 
     KnowledgeTransfer.registerSampleData()
     monkeypatch.setattr(SampleScans, "CASES", 2)
