@@ -138,10 +138,7 @@ class AnnotateTab:
         }  # fmt: skip
         with self.panel.messages():
             if parameters.annotateFrom == "scene":
-                volumes = list(parameters.annotateVolumes)
-                job = self.logic.annotate(volumes, teachers, self.run(), **options)
-                for hint in filter(None, map(SceneIO.hintOf, volumes)):
-                    self.panel.status.log(hint)
+                job = self.logic.annotate(list(parameters.annotateVolumes), teachers, self.run(), **options)
             else:
                 job = self.logic.annotateCohort(parameters.annotateCohort, teachers, self.run(), **options)
             job.onEvent.append(self._onEvent)

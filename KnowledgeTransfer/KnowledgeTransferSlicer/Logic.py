@@ -30,7 +30,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
     Each method starts a job and returns it at once. `job.onEvent` and `job.onFinished` are lists of functions that
     Slicer's event loop calls, with an event and with the job. `job.wait()` returns when the job is done, and raises
     RuntimeError when it failed. `job.nodes` are the nodes that came into the scene, `job.problems` the cases that
-    failed; `job.cancel()` stops it.
+    failed, `job.hints` what is good to know; `job.cancel()` stops it.
     """
 
     def __init__(self, library=None, requirements=Requirements):
@@ -61,6 +61,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         weights = _withScene(weights, run, cases)
         arguments = [run.path, "--cohort", run.path / SCANS, *_teacherArguments(weights), *_options(settings)]
         job = self._start("annotate", run, arguments, temporary=not runDirectory)
+        job.hints = [hint for hint in map(SceneIO.hintOf, volumes) if hint]
         job.onEvent.append(lambda event: _showAnnotation(job, cases, event, settings.get("uncertainty", False)))
         return job
 
@@ -98,6 +99,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         arguments = [bundle, run.path / SCANS, run.path / "results", "--format", ".seg.nrrd"]
         arguments += ["--overwrite", "--run", run.path, *_options(settings)]
         job = self._start("segment", run, arguments, temporary=True, warm=True)
+        job.hints = [hint for hint in map(SceneIO.hintOf, volumes) if hint]
         job.onEvent.append(lambda event: _showSegmentation(job, cases, event))
         return job
 
@@ -177,7 +179,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
 
     def _start(self, step, run, arguments, temporary=False, warm=False):
         job = (self.library.ask if warm else self.library.start)(step, run, arguments)
-        job.nodes, job.lost, job.pairs, job.shown = [], [], {}, set()
+        job.nodes, job.lost, job.hints, job.pairs, job.shown = [], [], [], {}, set()
         if temporary:
             job.onFinished.append(_removeFolder)
         return job
@@ -197,11 +199,11 @@ def endOf(job):
         return f"{job.step}: stopped; what was done is kept, and the same settings go on from there"
     if job.status not in (0, 1):
         return f"{job.step}: {job.error}"
-    lost = f"; {' '.join(job.lost)}" if getattr(job, "lost", None) else ""
+    notes = "".join(f". {note}" for note in [*getattr(job, "hints", []), *getattr(job, "lost", [])])
     if job.problems:
         first = job.problems[0]
-        return f"{job.step}: done, but {len(job.problems)} failed ({first['case']}: {first['message']}){lost}"
-    return f"{job.step}: done{lost}"
+        return f"{job.step}: done, but {len(job.problems)} failed ({first['case']}: {first['message']}){notes}"
+    return f"{job.step}: done{notes}"
 
 
 def _checked(volumeNodes):
@@ -316,7 +318,7 @@ def _show(job, volume, file, name, load):
         kept = Path.home() / "KnowledgeTransfer" / "results" / f"{time.strftime('%Y-%m-%d %H.%M.%S')} {kept.name}"
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, kept)
-    job.lost.append(f"The scan of {Path(file).name} is no longer in the scene; its result is {kept}.")
+    job.lost.append(f"The scan of {Path(file).name} is no longer in the scene; its result is {kept}")
     return None
 
 

@@ -24,6 +24,8 @@ class Status:
         self.ui.logText.plainText = ""
         self.ui.progressBar.maximum = 0  # busy, until the library says how much there is to do
         self.say(_("{step}: starting").format(step=job.step))
+        for hint in getattr(job, "hints", []):
+            self.log(hint)
         job.onEvent.append(lambda event: self._onEvent(job, event))
         job.onFinished.append(self._onFinished)
         self._showRunning(True)

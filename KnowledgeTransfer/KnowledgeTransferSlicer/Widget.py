@@ -1,6 +1,7 @@
 """Widget: the panel. It connects the .ui to the three tabs, and shows in the status area what the library does."""
 
 import contextlib
+import sys
 from pathlib import Path
 
 import qt
@@ -70,6 +71,12 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.setParameterNode(None)
         self.removeObservers()
         self.logic.close(stop)
+
+    def onReload(self):
+        """Developers load the module anew: its packages, too."""
+        for name in [n for n in sys.modules if n.split(".")[0] in ("KnowledgeTransferSlicer", "KnowledgeTransferLib")]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
 
     def enter(self):
         """The user opens the module: show where things stand, also of runs that another Slicer started."""

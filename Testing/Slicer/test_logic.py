@@ -205,6 +205,31 @@ def test_a_volume_deleted_meanwhile_costs_only_its_own_node(logic, scans, a_teac
     assert len(job.lost) == 1 and str(tmp_path / "run") in job.lost[0]
 
 
+def test_of_a_sequence_the_shown_frame_is_taken_and_said(logic, scans, a_teacher):
+    import slicer
+
+    from KnowledgeTransferSlicer.Logic import endOf
+
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "heart beat")
+    for number, scan in enumerate(scans):
+        sequence.SetDataNodeAtValue(scan, str(number))
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "browser")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    frame = browser.GetProxyNode(sequence)
+    job = logic.segment([frame], a_teacher, device="cpu").wait()
+    assert len(job.nodes) == 1 and "is a sequence; the frame that is shown now is taken" in endOf(job)
+
+
+def test_a_full_disk_is_explained_and_leaves_nothing_behind(logic, scans, a_teacher, tmp_path, monkeypatch):
+    import slicer
+
+    monkeypatch.setattr(slicer.util, "exportNode", lambda *arguments, **options: False)
+    with pytest.raises(ValueError, match="could not write .*is the disk full or read-only"):
+        logic.annotate(scans, [a_teacher], tmp_path / "run")
+    assert list((tmp_path / "run").rglob("*.nrrd")) == [] and logic.library.jobs == []
+
+
 def test_a_job_in_the_same_run_is_refused(logic, scans, a_teacher, tmp_path):
     job = logic.annotate(scans, [a_teacher], tmp_path / "run", device="cpu")
     with pytest.raises(RuntimeError, match="a job works in this folder already"):

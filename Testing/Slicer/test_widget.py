@@ -80,6 +80,16 @@ def test_folders_and_device_are_kept_for_the_next_start(the_panel, ui, tmp_path)
     assert again.parameters.device == "cpu" and again.ui.deviceSelector.currentIndex == 3
 
 
+def test_a_developer_can_reload_the_module(the_panel):
+    import slicer
+
+    old = type(the_panel)
+    the_panel.onReload()
+    new = slicer.modules.KnowledgeTransferWidget
+    assert type(new) is not old and new.parameters is not None
+    new.enter()
+
+
 def test_nothing_is_made_on_disk_before_something_is_asked_for(the_panel, tmp_path):
     the_panel.ui.workingFolderPath.currentPath = str(tmp_path / "not there yet")
     the_panel.enter()
