@@ -293,24 +293,31 @@ def test_without_the_packages_a_job_says_what_to_install(a_scene, tmp_path):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/slicer.md"])
 def test_the_scripts_of_the_documentation_run(
-    page, scans, a_teacher, a_phantom_cohort, tmp_path, monkeypatch, wait_until
+    page, a_scene, a_teacher, a_phantom_cohort, a_foreign_cohort, tmp_path, monkeypatch, wait_until
 ):
     import re
+
+    import slicer
 
     from KnowledgeTransferSlicer import LibraryProcess
 
     jobs, finish = [], LibraryProcess.Library._watch
     monkeypatch.setattr(LibraryProcess.Library, "_watch", lambda self, job: jobs.append(job) or finish(self, job))
     shutil.copytree(a_teacher, tmp_path / "their_model")
+    shutil.copytree(a_teacher, tmp_path / "teacher")
     shutil.copytree(a_phantom_cohort, tmp_path / "annotated_scans")
-    scans[0].SetName("new_scan")
+    shutil.copytree(a_foreign_cohort / "images", tmp_path / "my_scans")
+    if page == "README.md":
+        scan = slicer.util.loadVolume(str(sorted((tmp_path / "my_scans").iterdir())[0]))
+        scan.SetName("new_scan")
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    text = text.replace("C:/clinic", tmp_path.as_posix()).replace("minutes=30", "epochs=1")
     blocks = [
         block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Logic" in block or "logic" in block
     ]
     assert blocks
-    names = {}
+    names = {"slicer": slicer}  # as in the console
     for block in blocks:
         exec(compile(block, page, "exec"), names)
         wait_until(lambda: not any(job.running for job in jobs), 120)
