@@ -30,6 +30,9 @@ class AnnotateTab:
         ui = self.ui
         ui.annotateSceneRadio.connect("toggled(bool)", self.onFrom)
         ui.annotateVolumesSelector.connect("checkedNodesChanged()", self.onVolumes)
+        ui.annotateAllButton.connect(
+            "clicked()", lambda: panel.change(annotateVolumes=allOrNone(ui.annotateVolumesSelector))
+        )
         ui.annotateCohortPath.connect("currentPathChanged(QString)", lambda path: panel.change(annotateCohort=path))
         ui.addTeacherFolderButton.connect("clicked()", self.onAddFolder)
         ui.addTeacherFileButton.connect("clicked()", self.onAddFile)
@@ -58,7 +61,7 @@ class AnnotateTab:
         scene = parameters.annotateFrom == "scene"
         self.ui.annotateSceneRadio.checked = scene
         self.ui.annotateCohortRadio.checked = not scene
-        self.ui.annotateVolumesSelector.enabled = scene
+        self.ui.annotateVolumesSelector.enabled = self.ui.annotateAllButton.enabled = scene
         for name in ("annotateCohortPath", "annotateFolderButton", "annotateFileButton"):
             getattr(self.ui, name).enabled = not scene
         check(self.ui.annotateVolumesSelector, parameters.annotateVolumes)
@@ -234,7 +237,7 @@ class AnnotateTab:
         table = self.ui.teachersTable
         table.setRowCount(len(parameters.teacherPaths))
         for row, path in enumerate(parameters.teacherPaths):
-            name = FROM_SCENE if path == SCENE else Path(path).name
+            name = FROM_SCENE if path == SCENE else nameOf(path)
             setCell(table, row, 0, name, path)
             if path not in self.known:
                 self._recognise(path)
@@ -318,6 +321,18 @@ def check(selector, nodes):
         node = slicer.mrmlScene.GetNodeByID(nodeId)
         if node is not None:
             (selector.check if nodeId in wanted else selector.uncheck)(node)
+
+
+def allOrNone(selector):
+    """The volumes that a press of `All` checks: all scans, or none when they are checked already."""
+    scans = [node for node in selector.nodes() if not SceneIO.isUncertainty(node)]
+    return [] if scans and len(selector.checkedNodes()) >= len(scans) else scans
+
+
+def nameOf(path):
+    """A model's name as people know it: that of the run that made it."""
+    folder = Path(path)
+    return folder.parent.name if folder.name == "student" else folder.name
 
 
 def setPath(widget, path):

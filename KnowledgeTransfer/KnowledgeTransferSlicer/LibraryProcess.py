@@ -1,5 +1,6 @@
 """LibraryProcess: runs the library as a child process. Events come in by a file, so that a run can outlive Slicer."""
 
+import atexit
 import contextlib
 import json
 import shutil
@@ -202,6 +203,7 @@ class WarmProcess:
         self.tail = Tail(self.folder / "served.jsonl", 0)
         self.events = {}
         self.ready = False
+        atexit.register(self.close)  # for scripts that never call it
         self.process = startChild(
             ["serve", str(self.folder), "--idle-minutes", str(IDLE_MINUTES)], self.log, stdin=subprocess.PIPE
         )
@@ -232,6 +234,7 @@ class WarmProcess:
 
     def close(self):
         """End the process: it ends by itself when nobody can ask any more."""
+        atexit.unregister(self.close)
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         try:

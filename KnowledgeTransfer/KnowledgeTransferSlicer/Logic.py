@@ -196,14 +196,14 @@ def segmentationOf(volume):
 def endOf(job):
     """How a job ended, in a sentence for the status area."""
     if job.status == STOPPED:
-        return f"{job.step}: stopped; what was done is kept, and the same settings go on from there"
+        return f"{job.step.capitalize()}: stopped; what was done is kept, and the same settings go on from there"
     if job.status not in (0, 1):
-        return f"{job.step}: {job.error}"
+        return f"{job.step.capitalize()}: {job.error}"
     notes = "".join(f". {note}" for note in [*getattr(job, "hints", []), *getattr(job, "lost", [])])
     if job.problems:
-        first = job.problems[0]
-        return f"{job.step}: done, but {len(job.problems)} failed ({first['case']}: {first['message']}){notes}"
-    return f"{job.step}: done{notes}"
+        first = "{case}: {message}".format(**job.problems[0])
+        return f"{job.step.capitalize()}: done, but {len(job.problems)} failed ({first}){notes}"
+    return f"{job.step.capitalize()}: done{notes}"
 
 
 def _checked(volumeNodes):

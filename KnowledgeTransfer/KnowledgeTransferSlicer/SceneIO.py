@@ -10,6 +10,7 @@ import vtk
 
 UNCERTAINTY_COLORS = "vtkMRMLColorTableNodeFileHotToColdRainbow.txt"
 VOLUMES = "KnowledgeTransfer.VolumesMl"  # attribute of a segmentation node
+UNCERTAINTY = "KnowledgeTransfer.UncertaintyOf"  # attribute of a volume node
 UNCERTAINTY_FROM = 0.1  # what is surer than this is not shown
 
 
@@ -154,6 +155,7 @@ def loadUncertainty(path, volume, name):
     node = slicer.util.loadVolume(str(path), {"show": False})
     node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
     _putBesides(node, volume)
+    node.SetAttribute(UNCERTAINTY, volume.GetID())
     display = node.GetDisplayNode()
     if slicer.mrmlScene.GetNodeByID(UNCERTAINTY_COLORS):
         display.SetAndObserveColorNodeID(UNCERTAINTY_COLORS)
@@ -164,6 +166,10 @@ def loadUncertainty(path, volume, name):
     display.ApplyThresholdOn()
     slicer.util.setSliceViewerLayers(background=volume, foreground=node, foregroundOpacity=0.5)
     return node
+
+
+def isUncertainty(node):
+    return node.GetAttribute(UNCERTAINTY) is not None
 
 
 def _putBesides(node, volume):

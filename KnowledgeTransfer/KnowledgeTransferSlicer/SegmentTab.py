@@ -1,5 +1,6 @@
 """SegmentTab: choose a student, segment loaded volumes or a folder, look at the result and compare it."""
 
+import re
 from pathlib import Path
 
 import qt
@@ -10,7 +11,7 @@ from KnowledgeTransferLib.records import bundle
 from KnowledgeTransferLib.records.labels import Labels
 
 from . import SceneIO
-from .AnnotateTab import check, setCell, setPath, stretch
+from .AnnotateTab import allOrNone, check, nameOf, setCell, setPath, stretch
 from .Logic import endOf
 
 RECENT = "KnowledgeTransfer/RecentStudents"  # in Slicer's application settings
@@ -29,6 +30,9 @@ class SegmentTab:
         ui.bundleBrowseButton.connect("clicked()", self.onBrowse)
         ui.segmentSceneRadio.connect("toggled(bool)", self.onFrom)
         ui.segmentVolumesSelector.connect("checkedNodesChanged()", self.onVolumes)
+        ui.segmentAllButton.connect(
+            "clicked()", lambda: panel.change(segmentVolumes=allOrNone(ui.segmentVolumesSelector))
+        )
         ui.segmentFolderPath.connect("currentPathChanged(QString)", lambda path: panel.change(segmentInput=path))
         ui.segmentOutputPath.connect("currentPathChanged(QString)", lambda path: panel.change(segmentOutput=path))
         ui.segmentButton.connect("clicked()", self.onSegment)
@@ -48,7 +52,7 @@ class SegmentTab:
         ui, scene = self.ui, parameters.segmentFrom == "scene"
         ui.segmentSceneRadio.checked = scene
         ui.segmentFolderRadio.checked = not scene
-        ui.segmentVolumesSelector.enabled = scene
+        ui.segmentVolumesSelector.enabled = ui.segmentAllButton.enabled = scene
         for name in ("segmentFolderPath", "segmentFolderButton", "segmentFileButton", "segmentOutputPath"):
             getattr(ui, name).enabled = not scene
         ui.overwriteCheckBox.enabled = not scene
@@ -173,12 +177,6 @@ class SegmentTab:
         return [path for path in paths if Path(path).is_dir()]
 
 
-def nameOf(path):
-    """A student's name as people know it: that of its run."""
-    folder = Path(path)
-    return folder.parent.name if folder.name == "student" else folder.name
-
-
 def cardOf(path):
     """What the student segments, what taught it and how well, then its whole model card; or why it cannot be used."""
     folder = bundle.bundle_in(path)
@@ -187,7 +185,8 @@ def cardOf(path):
         card, names = ours["card"], ", ".join(Labels.from_json(ours["labels"]).names)
         figures = [f"{name}: **{value}**" for name, value in card.get("figures", {}).items()]
         parts = [f"**Segments** {names}.", card.get("taught_by", ""), *figures]
-        return "\n\n".join([*filter(None, parts), (folder / bundle.MODEL_CARD).read_text(encoding="utf-8")])
+        card = (folder / bundle.MODEL_CARD).read_text(encoding="utf-8")
+        return "\n\n".join([*filter(None, parts), re.sub("^#+", "####", card, flags=re.MULTILINE)])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return _("**Cannot be used:** {reason}").format(reason=error)
 

@@ -23,7 +23,7 @@ class Status:
         self._stage = ""
         self.ui.logText.plainText = ""
         self.ui.progressBar.maximum = 0  # busy, until the library says how much there is to do
-        self.say(_("{step}: starting").format(step=job.step))
+        self.say(_("{step}: starting").format(step=job.step.capitalize()))
         for hint in getattr(job, "hints", []):
             self.log(hint)
         job.onEvent.append(lambda event: self._onEvent(job, event))
@@ -39,7 +39,7 @@ class Status:
     def onCancel(self):
         if self.job is not None and self.job.running:
             self.job.cancel()
-            self.say(_("{step}: stopping; what is done is kept").format(step=self.job.step))
+            self.say(_("{step}: stopping; what is done is kept").format(step=self.job.step.capitalize()))
             self.ui.cancelButton.enabled = False
 
     def onOpenFolder(self):
@@ -63,7 +63,7 @@ class Status:
         done, total = event.get("done", 0), event.get("total", 0)
         self.ui.progressBar.maximum = total
         self.ui.progressBar.value = done
-        parts = [f"{self.job.step}: {event.get('name', '')}", event.get("text", "")]
+        parts = [f"{self.job.step.capitalize()}: {event.get('name', '')}", event.get("text", "")]
         if event["event"] == "progress" and total:
             parts.append(_("{time} left").format(time=duration(event.get("time_left_s") or 0)))
         self.say(", ".join(part for part in parts if part))

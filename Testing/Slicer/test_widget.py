@@ -167,4 +167,4 @@ def test_the_sample_data_are_made_here_and_loaded(the_panel, tmp_path, monkeypat
     the_panel.ui.workingFolderPath.currentPath = str(tmp_path)
     volume = registered["customDownloader"](None)
     assert volume.GetImageData() is not None
-    assert (tmp_path / "phantom with expert annotations" / "labels").is_dir()
+    assert (tmp_path / "phantom hospital A" / "labels").is_dir()
