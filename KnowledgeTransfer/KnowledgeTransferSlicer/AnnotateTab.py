@@ -308,9 +308,13 @@ def stretch(table, *columns):
 
 
 def setCell(table, row, column, text, toolTip=""):
-    item = qt.QTableWidgetItem(text)
+    item = table.item(row, column)
+    if item is None:
+        item = qt.QTableWidgetItem(text)
+        table.setItem(row, column, item)
+    if item.text() != text:
+        item.setText(text)
     item.setToolTip(toolTip)
-    table.setItem(row, column, item)
 
 
 def check(selector, nodes):
