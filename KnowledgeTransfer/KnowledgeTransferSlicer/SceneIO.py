@@ -126,18 +126,18 @@ def exportSegmentation(segmentation, volume, path):
 
 @contextlib.contextmanager
 def _temporary(className, volume):
-    """A node beside `volume` that leaves the scene at the end, with what Slicer makes for it."""
+    """A node beside `volume`. At the end it leaves the scene with all that Slicer made meanwhile: colours, displays."""
     scene = slicer.mrmlScene
+    before = {node.GetID() for node in slicer.util.getNodesByClass("vtkMRMLNode")}
     node = scene.AddNewNodeByClass(className)
     node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
     try:
         yield node
     finally:
-        display = node.GetDisplayNode()
-        colors = display.GetColorNode() if display is not None and className == "vtkMRMLLabelMapVolumeNode" else None
-        for own in (node, display, colors):
-            if own is not None and own.GetSingletonTag() is None:  # Slicer's own colour tables are singletons
-                scene.RemoveNode(own)
+        scene.RemoveNode(node)
+        for made in slicer.util.getNodesByClass("vtkMRMLNode"):
+            if made.GetID() not in before and made.IsA("vtkMRMLDisplayNode") | made.IsA("vtkMRMLColorTableNode"):
+                scene.RemoveNode(made)
 
 
 def _exportSegments(segmentation, ids, labelmap, volume):
