@@ -43,7 +43,7 @@ class Library:
         return self._watch(WarmJob(step, run, self.warm, self._number))
 
     def jobIn(self, path):
-        return next((job for job in self.jobs if job.run.path == Path(path).absolute()), None)
+        return next((job for job in self.jobs if job.running and job.run.path == Path(path).absolute()), None)
 
     def poll(self):
         for job in list(self.jobs):
