@@ -120,6 +120,36 @@ def _add_segment(steps) -> None:
     )
     step.add_argument("--run", metavar="DIR", type=Path, help="directory for events.jsonl and a file `cancel`")
     step.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="where it runs")
+    _add_how(step)
+
+
+def _add_how(step) -> None:
+    """How a student is run: the fields of learning.student.How."""
+    step.add_argument(
+        "--backend", default="auto", choices=("auto", "torch", "openvino", "onnxruntime", "torchscript"),
+        help="what runs the network (default: the fastest that is installed); all give the same labels",
+    )  # fmt: skip
+    step.add_argument("--precision", default="f32", choices=("f32", "bf16"), help="bf16: faster on some processors")
+    step.add_argument("--mirror", action="store_true", help="average over mirror images too: slower, a little better")
+    step.add_argument("--largest-component", action="store_true", help="keep the largest part of each structure alone")
+    step.add_argument("--max-memory", type=_gib, metavar="GIB", help="memory it may take (default: what is free)")
+
+
+def _gib(text: str) -> int:
+    """GiB as bytes."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 2**20:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give a number of GiB above 0, for example 4")
+    return int(number * 2**30)
+
+
+def _how(options: argparse.Namespace):
+    from .learning.student import How
+
+    return How(options.backend, options.precision, options.mirror, options.largest_component, options.max_memory)
 
 
 def _add_evaluate(steps) -> None:
@@ -220,7 +250,7 @@ def _segment(options: argparse.Namespace, listener) -> int:
     step = import_module(".steps.segment", __package__)
     result = step.segment(
         options.bundle, options.inputs, options.output, format=options.format, device=options.device,
-        overwrite=options.overwrite, run=options.run, listener=listener,
+        overwrite=options.overwrite, run=options.run, listener=listener, how=_how(options),
     )  # fmt: skip
     return _status(result["problems"], len(result["files"]))
 

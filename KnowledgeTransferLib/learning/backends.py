@@ -69,7 +69,7 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }  # fmt: skip
         self.request = core.compile_model(model, "CPU", options).create_infer_request()
-        self.tensor = ov.Tensor
+        self.tensor, self.classes = ov.Tensor, student.labels.channels
         self.about = f"OpenVINO {ov.__version__.split('-')[0]} on cpu, {precision}" + _from(file)
 
     @staticmethod
@@ -78,9 +78,11 @@ class OpenVino:
         return openvino_model(plain(student.network), student.preprocessing.dimensions, student.preprocessing.channels)
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        array = np.ascontiguousarray(batch.numpy(), np.float32)
-        found = self.request.infer({0: self.tensor(array, shared_memory=True)}, share_outputs=False)
-        return torch.from_numpy(found[0])
+        image = np.ascontiguousarray(batch.numpy(), np.float32)
+        logits = np.empty((len(image), self.classes, *image.shape[2:]), np.float32)
+        self.request.set_output_tensor(0, self.tensor(logits, shared_memory=True))  # else it would have to be copied
+        self.request.infer({0: self.tensor(image, shared_memory=True)}, share_outputs=True)
+        return torch.from_numpy(logits)
 
 
 class OnnxRuntime:

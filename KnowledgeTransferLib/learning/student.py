@@ -17,6 +17,8 @@ from ..records.labels import Labels
 from ..records.run_directory import write_json, write_text, written_whole
 from ..records.students import Design, design_named
 from .backends import Runner, open_backend
+from .components import largest_components
+from .memory import fitting_voxels
 from .model_card import model_card, monai_inference, monai_metadata
 from .networks import build_network, parameters_of
 from .predictor import class_maps, predict, whole_image_limit
@@ -26,10 +28,20 @@ from .volume import Volume
 
 @dataclass(frozen=True)
 class How:
-    """How a student is run: the backend (a key of BACKENDS, or auto), its arithmetic, and what it may take."""
+    """How a student is run.
+
+    backend: a key of BACKENDS, or auto.
+    precision: f32, or bf16 for less exact and on some processors faster arithmetic.
+    mirror: average over mirror images too, along the axes along which the student was trained with mirrored images.
+    largest_component: keep only the largest connected part of each structure.
+    most_bytes: of memory for this process; None: what is free.
+    """
 
     backend: str = "auto"
     precision: str = "f32"
+    mirror: bool = False
+    largest_component: bool = False
+    most_bytes: int | None = None
 
 
 @dataclass
@@ -60,26 +72,48 @@ class Student:
         arguments = self.design.arguments[dimensions]
         return whole_image_limit(arguments["channels"][0], arguments.get("stem", 1), dimensions)
 
+    @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """Along which the student was trained with mirrored images."""
+        return tuple(self.card.get("settings", {}).get("mirror_axes") or ())
+
     @cached_property
     def runner(self) -> Runner:
         """What runs the network."""
         return open_backend(self, self.how.backend, self.how.precision)
 
+    def run_as(self, how: How) -> Student:
+        """Change how it is run.
+
+        Raises:
+            ValueError: mirror images are asked for, but it was trained without.
+        """
+        if how.mirror and not self.mirror_axes:
+            raise ValueError(
+                f"{self.name}: was trained without mirror images, and would not know them; leave out --mirror"
+            )
+        if (how.backend, how.precision) != (self.how.backend, self.how.precision):
+            self.__dict__.pop("runner", None)
+        self.how = how
+        return self
+
     def predict(self, volume: Volume) -> np.ndarray:
         """Class probabilities `(C, I, J, K)` float32 in the geometry of the volume, background first."""
         image, grid = self.preprocessing.prepare(volume)
-        return probabilities_in_volume(predict(*self._call(image)), grid)
+        return probabilities_in_volume(predict(*self._call(volume, image)), grid)
 
     def segment(self, volume: Volume) -> np.ndarray:
         """Label map `(I, J, K)` uint8 in the geometry of the volume; no class maps of its size exist on the way."""
         image, grid = self.preprocessing.prepare(volume)
         back = way_back(grid, tuple(image.shape[1:]), self.labels.values)
-        for start, stop, maps in class_maps(*self._call(image)):
+        for start, stop, maps in class_maps(*self._call(volume, image)):
             back.put(maps, start, stop, logits=True)
-        return back.decision
+        return largest_components(back.decision) if self.how.largest_component else back.decision
 
-    def _call(self, image: torch.Tensor) -> tuple:
-        return self.runner, image, self.preprocessing.dimensions, self.limit_voxels
+    def _call(self, volume: Volume, image: torch.Tensor) -> tuple:
+        """The arguments of the predictor."""
+        limit = fitting_voxels(self, volume, image)
+        return self.runner, image, self.preprocessing.dimensions, limit, self.mirror_axes if self.how.mirror else ()
 
 
 def new_network(design: Design, preprocessing: Preprocessing, labels: Labels, seed: int) -> nn.Module:
@@ -108,7 +142,7 @@ def save_student(student: Student, folder: Path) -> None:
         bundle.write_checksums(temporary)
 
 
-def load_student(folder: Path, device: str = "cpu", how: How = How()) -> Student:
+def load_student(folder: Path, device: str = "cpu") -> Student:
     """Open a bundle. Its network is built from our own table; nothing that the bundle says is executed.
 
     Args:
@@ -129,4 +163,4 @@ def load_student(folder: Path, device: str = "cpu", how: How = How()) -> Student
         raise ValueError(f"{folder}: the bundle's metadata and weights do not fit together ({error})") from error
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    return Student(network.eval(), design, labels, preprocessing, ours.get("card", {}), device, name, folder, how)
+    return Student(network.eval(), design, labels, preprocessing, ours.get("card", {}), device, name, folder)
