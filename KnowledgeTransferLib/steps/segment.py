@@ -137,6 +137,8 @@ def _segment_cases(student: Student, job: _Job) -> dict[str, str]:
     with ThreadPoolExecutor(1) as writer:  # writes one case while the next is segmented
         before = None
         for case, reading in ahead(lambda case: read_image(case.images, case.id), todo):
+            if before and job.progress.stop_asked():
+                finish(*before)  # stops here
             now = case, _segment_case(student, job, case, reading, writer)
             if before:
                 finish(*before)
