@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from ..records.cohort import is_dicom_folder
 from ..records.labels import Labels
 from ..records.run_directory import written_whole
+from .fast_gzip import use_fast_gzip
 from .segments import numbered_as, segment_fields
 from .voxel_checks import check_file, check_shape, check_values, check_voxels, times, whole_numbers
 
@@ -21,6 +22,7 @@ RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 UNEVEN_SLICES = "ITK_non_uniform_sampling_deviation"  # what ITK notes of a series with gaps
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
+use_fast_gzip()
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def write_annotation(path: Path, array: np.ndarray, affine: np.ndarray, labels: 
         if suffix == ".seg.nrrd":
             _write_segmentation(temporary, array, affine, labels)
         elif suffix in (".nii", ".nii.gz"):
-            _write_nifti(temporary, array.astype(np.uint8), affine)
+            _write_nifti(temporary, array.astype(np.uint8, copy=False), affine)
         else:
             _write_with_sitk(temporary, array.astype(np.uint8), affine, path)
 
