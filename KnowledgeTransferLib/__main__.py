@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     _add_distil(steps)
     _add_segment(steps)
     _add_evaluate(steps)
+    _add_export(steps)
     _add_demo(steps)
     return top
 
@@ -161,6 +162,16 @@ def _add_evaluate(steps) -> None:
         help="bundle or folder of segmentations; give it several times to compare",
     )  # fmt: skip
     _add_settings(step, EvaluateSettings)
+
+
+def _add_export(steps) -> None:
+    step = _step(steps, "export", _export, "add files that other tools run to a student's bundle")
+    step.add_argument("bundle", metavar="BUNDLE", type=Path, help="the student's folder, or its run directory")
+    step.add_argument(
+        "--to", metavar="KIND", nargs="+", required=True, choices=("onnx", "torchscript", "pt2", "openvino", "monai"),
+        help="onnx, torchscript, pt2 (torch.export), openvino, monai (runs with `python -m monai.bundle run`)",
+    )  # fmt: skip
+    step.add_argument("--check", metavar="PATH", type=Path, help="images to check it on (default: random ones)")
 
 
 def _add_demo(steps) -> None:
@@ -262,6 +273,12 @@ def _evaluate(options: argparse.Namespace, listener) -> int:
     asked = _asked(options, EvaluateSettings)
     result = step.evaluate(options.run, methods=methods or None, listener=listener, **asked)
     return _status(result["problems"], 1)
+
+
+def _export(options: argparse.Namespace, listener) -> int:
+    step = import_module(".steps.export", __package__)
+    step.export(options.bundle, options.to, check=options.check, listener=listener)
+    return DONE
 
 
 def _demo(options: argparse.Namespace, listener) -> int:
