@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .predictor import blocks_of
 from .resources import FREE_SHARE, free_bytes
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 WAY_BACK_BYTES = 24  # for each voxel of a block: winners, cells, rows of the class maps
 OVERHEAD_BYTES = 100 << 20  # what is interpolated together, and the runtime's own
+PASS_BYTES = 360 << 20  # more at once takes memory and saves no time, for little of it stays in the processor's cache
+MOST_REPEATED = 1.5  # voxels that go through the network for each one of the image; what saves memory costs no more
 LARGEST_TENSOR = (1 << 31) - 1  # elements; some kernels count them in 32 bits
 
 
@@ -46,6 +49,18 @@ def fitting_voxels(student: Student, volume: Volume, image: torch.Tensor) -> int
             f"{volume.name}: segmenting it needs {needed:.2f} GiB of memory beside what is in use, and "
             f"{max(0, free) / 2**30:.2f} GiB may be taken; {advice}"
         )
+    return _comfortable(network, size, fitting, PASS_BYTES // each)
+
+
+def _comfortable(network, size, fitting: int, voxels: int) -> int:
+    """Fewer voxels than fit, where the blocks' margins then repeat little of the work."""
+    if network.margin is None:
+        return fitting
+    while voxels < fitting:
+        regions = [region for *_, region in blocks_of(network, network.dimensions, tuple(size), voxels)]
+        if sum(math.prod(b - a for a, b in region) for region in regions) <= MOST_REPEATED * math.prod(size):
+            return voxels
+        voxels += voxels // 4
     return fitting
 
 

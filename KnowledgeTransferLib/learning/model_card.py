@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import monai
 import numpy as np
 import torch
 
@@ -22,7 +22,7 @@ def monai_metadata(student: Student) -> dict:
     common = {"format": "image", "num_channels": preprocessing.channels, "spatial_shape": size, "dtype": "float32"}
     return {
         "version": __version__,
-        "monai_version": monai.__version__,
+        "monai_version": version("monai"),
         "pytorch_version": torch.__version__.split("+")[0],
         "numpy_version": np.__version__,
         "required_packages_version": {"safetensors": "0.4", "nibabel": "5"},

@@ -13,7 +13,6 @@ from itertools import combinations, product
 
 import torch
 import torch.nn.functional as F
-from monai.inferers import sliding_window_inference
 from torch import nn
 
 WHOLE_ACTIVATIONS = 1 << 26  # largest tensor of a network's first level (256 MiB in 32 bits)
@@ -58,13 +57,10 @@ def class_maps(network, image: torch.Tensor, dimensions: int, limit_voxels: int,
     image = _padded(image, dimensions, stride)
     margin = getattr(network, "margin", None)
     run = _mirrored(network, tuple(axis for axis in mirror if axis < dimensions))
-    shape = tuple(image.shape[1:])
-    steps = [stride if margin is not None else n for n in shape[:dimensions]] + [1] * (3 - dimensions)
-    smallest = math.prod(shape[:dimensions])
+    smallest = math.prod(image.shape[1 : 1 + dimensions])
     if margin is None and smallest > limit_voxels:
         run, limit_voxels = _in_windows(run, limit_voxels, stride), smallest
-    margins = [margin or 0] * dimensions + [0] * (3 - dimensions)
-    for start, full, region in blocks(shape, steps, margins, limit_voxels):
+    for start, full, region in blocks_of(network, dimensions, tuple(image.shape[1:]), limit_voxels):
         stop = tuple(min(b, n) for b, n in zip(full, size, strict=True))
         if any(a >= b for a, b in zip(start, stop, strict=True)):
             continue  # padding alone
@@ -72,6 +68,14 @@ def class_maps(network, image: torch.Tensor, dimensions: int, limit_voxels: int,
         maps = run(part[None])[0] if dimensions == 3 else run(part.permute(3, 0, 1, 2)).permute(1, 2, 3, 0)
         ends = (min(b + 1, n, r) for b, n, (_, r) in zip(stop, size, region, strict=True))
         yield start, stop, maps[_cut((a - r, b - r) for a, b, (r, _) in zip(start, ends, region, strict=True))]
+
+
+def blocks_of(network, dimensions: int, shape: Size, limit_voxels: int):
+    """The blocks in which an image of that shape goes through a network, as `blocks` yields them."""
+    margin, stride = getattr(network, "margin", None), network.total_stride
+    steps = [stride if margin is not None else n for n in shape[:dimensions]] + [1] * (3 - dimensions)
+    margins = [margin or 0] * dimensions + [0] * (3 - dimensions)
+    return blocks(shape, steps, margins, limit_voxels)
 
 
 def blocks(shape, steps, margins, limit_voxels: int) -> Iterator[tuple[Size, Size, list[tuple[int, int]]]]:
@@ -148,6 +152,7 @@ def _logits(network, batch: torch.Tensor) -> torch.Tensor:
 
 def _in_windows(run, limit_voxels: int, stride: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """The same in overlapping windows with Gaussian weights."""
+    from monai.inferers import sliding_window_inference  # MONAI takes 200 MiB and two seconds, which few students need
 
     def in_windows(batch: torch.Tensor) -> torch.Tensor:
         edge = max(2, int(limit_voxels ** (1 / (batch.dim() - 2)) + 1e-6) // stride) * stride
