@@ -5,14 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test bench lint real clean
+.PHONY: help demo test bench lint real screenshots clean
 
 help:
 	@echo "make demo   the whole job on a synthetic cohort, into $(RUN)/ (a few minutes)"
 	@echo "make test   the test suite"
-	@echo "make bench  speed of training and segmenting"
+	@echo "make bench  speed of training and segmenting, and of the Slicer module"
 	@echo "make lint   style"
 	@echo "make real   the results of docs/results.md, on the public data in ../shared/data or KT_DATA"
+	@echo "make screenshots  the pictures of the Slicer module in Resources/Screenshots"
 	@echo "make clean  remove .venv and what tests and demos left"
 
 demo: $(INSTALLED)
@@ -23,6 +24,7 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python Testing/Benchmarks/run.py
+	$(BIN)/python Testing/Benchmarks/panel.py
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
@@ -31,9 +33,12 @@ lint: $(INSTALLED)
 real: $(INSTALLED)
 	$(BIN)/python Testing/Benchmarks/real.py
 
+screenshots: $(INSTALLED)
+	$(BIN)/python Testing/Slicer/screenshots.py
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache demo_run bench_runs real_runs
-	find KnowledgeTransferLib Testing -name __pycache__ -prune -exec rm -rf {} +
+	find KnowledgeTransfer KnowledgeTransferLib Testing -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml KnowledgeTransferLib/requirements.txt constraints.txt
 	@command -v $(PYTHON) >/dev/null || { \

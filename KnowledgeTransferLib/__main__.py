@@ -6,47 +6,23 @@ Exit status: 0 done, 1 done but some cases failed, 2 the request cannot be carri
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
-import re
 import signal
 import sys
 import traceback
 from dataclasses import fields
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from . import __version__
-from .records.progress import Cancelled, explain, stop_signal
-from .records.run_directory import RunDirectory, json_text
+from .options import parser
+from .records.progress import Cancelled, Listener, explain, stop_signal
+from .records.run_directory import RunDirectory, commanded, json_text
 from .records.settings import AnnotateSettings, DistilSettings, EvaluateSettings
-from .records.students import STUDENTS
 
 DONE, SOME_CASES_FAILED, REFUSED, STOPPED = 0, 1, 2, 130
-HIDDEN = {
-    "teachers",
-    "reasons",
-    "losses",
-    "start_from",
-    "start_sha256",
-    "methods",
-    "cohort",
-    "labels",
-    "split",
-}  # have their own option, or none
-WITHOUT = {"minutes": "none"}  # defaults of settings that nothing is chosen for
-GROUPS = {  # of the settings of distil; others stand beside --help
-    "what to learn from": ("annotations", "soft", "validation_share", "foreground_share"),
-    "length": ("epochs", "minutes", "validate_every_epochs", "patience_epochs"),
-    "choices made from the cohort": (
-        "dimensions", "spacing_mm", "normalisation", "patch_size_voxels", "batch_size", "learning_rate", "weight_decay",
-    ),
-    "augmentation": (
-        "rotation_degrees", "scale_share", "shift_share", "mirror_axes", "contrast_share", "gamma_share",
-        "noise_deviation",
-    ),
-    "machine": ("device", "precision"),
-}  # fmt: skip
-KINDS = {"int": int, "float": float, "str": str}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,9 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
     # program was measured to be 20 times slower. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _stop_cleanly()
-    listener = _listener()
+    with commanded(sys.argv[1:] if arguments is None else arguments):
+        return _carry_out(options, _listener(), STEPS)
+
+
+def _carry_out(options: argparse.Namespace, listener: Listener, steps: dict) -> int:
     try:
-        return options.go(options, listener)
+        return steps[options.step](options, listener)
     except (Cancelled, KeyboardInterrupt):
         return STOPPED
     except Exception as error:
@@ -68,160 +48,6 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("KT_DEBUG"):
             traceback.print_exc()
         return REFUSED
-
-
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        "knowledge-transfer", description="Teachers annotate a cohort, a student learns from it, the student segments."
-    )
-    top.add_argument("--version", action="version", version=__version__)
-    steps = top.add_subparsers(metavar="STEP", required=True)
-    _add_annotate(steps)
-    _add_distil(steps)
-    _add_segment(steps)
-    _add_evaluate(steps)
-    _add_export(steps)
-    _add_demo(steps)
-    return top
-
-
-def _add_annotate(steps) -> None:
-    step = _step(steps, "annotate", _annotate, "let teachers annotate the cases of a cohort")
-    step.add_argument("run", metavar="RUN", type=Path, help="run directory")
-    _add_cohort(step)
-    step.add_argument(
-        "--teacher", action="append", metavar="PATH[=WEIGHT]", default=[],
-        help="bundle, run directory or folder of segmentations; give it several times for several teachers",
-    )  # fmt: skip
-    _add_settings(step, AnnotateSettings)
-
-
-def _add_distil(steps) -> None:
-    step = _step(steps, "distil", _distil, "train a student on what the teachers, or experts, annotated")
-    step.add_argument("run", metavar="RUN", type=Path, help="run directory")
-    step.add_argument("--restart", action="store_true", help="forget an earlier training of this run")
-    groups = {title: step.add_argument_group(title) for title in GROUPS}
-    lessons = groups["what to learn from"]
-    _add_cohort(lessons)
-    lessons.add_argument(
-        "--from", dest="start_from", metavar="BUNDLE", help="start from this student or teacher (fine-tuning)"
-    )
-    places = {name: groups[title] for title, names in GROUPS.items() for name in names}
-    _add_settings(step, DistilSettings, {"student": (tuple(STUDENTS), f"student design: {_sizes()}")}, places)
-
-
-def _add_segment(steps) -> None:
-    step = _step(steps, "segment", _segment, "segment images with a student")
-    step.add_argument("bundle", metavar="BUNDLE", type=Path, help="the student's folder, or its run directory")
-    step.add_argument("inputs", metavar="INPUT", type=Path, nargs="+", help="image, DICOM series or folder of images")
-    step.add_argument("output", metavar="OUTPUT", type=Path, help="file (for one image) or folder")
-    step.add_argument("--format", metavar="SUFFIX", help="of files in a folder: .seg.nrrd, .nii.gz, .nrrd, .mha, .png")
-    step.add_argument(
-        "--overwrite", action="store_true", help="replace segmentations that are there (else they are kept)"
-    )
-    step.add_argument("--run", metavar="DIR", type=Path, help="directory for events.jsonl and a file `cancel`")
-    step.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="where it runs")
-    _add_how(step)
-
-
-def _add_how(step) -> None:
-    """How a student is run: the fields of learning.student.How."""
-    step.add_argument(
-        "--backend", default="auto", choices=("auto", "torch", "openvino", "onnxruntime", "torchscript"),
-        help="what runs the network (default: the fastest that is installed); all give the same labels",
-    )  # fmt: skip
-    step.add_argument("--precision", default="f32", choices=("f32", "bf16"), help="bf16: faster on some processors")
-    step.add_argument("--mirror", action="store_true", help="average over mirror images too: slower, a little better")
-    step.add_argument("--largest-component", action="store_true", help="keep the largest part of each structure alone")
-    step.add_argument("--max-memory", type=_gib, metavar="GIB", help="memory it may take (default: what is free)")
-
-
-def _gib(text: str) -> int:
-    """GiB as bytes."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 2**20:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give a number of GiB above 0, for example 4")
-    return int(number * 2**30)
-
-
-def _how(options: argparse.Namespace):
-    from .learning.student import How
-
-    return How(options.backend, options.precision, options.mirror, options.largest_component, options.max_memory)
-
-
-def _add_evaluate(steps) -> None:
-    step = _step(steps, "evaluate", _evaluate, "compare students, teachers or segmentations with expert annotations")
-    step.add_argument("run", metavar="RUN", type=Path, help="run directory")
-    _add_cohort(step)
-    step.add_argument(
-        "--method", action="append", metavar="NAME=PATH", default=[],
-        help="bundle or folder of segmentations; give it several times to compare",
-    )  # fmt: skip
-    _add_settings(step, EvaluateSettings)
-
-
-def _add_export(steps) -> None:
-    step = _step(steps, "export", _export, "add files that other tools run to a student's bundle")
-    step.add_argument("bundle", metavar="BUNDLE", type=Path, help="the student's folder, or its run directory")
-    step.add_argument(
-        "--to", metavar="KIND", nargs="+", required=True, choices=("onnx", "torchscript", "pt2", "openvino", "monai"),
-        help="onnx, torchscript, pt2 (torch.export), openvino, monai (runs with `python -m monai.bundle run`)",
-    )  # fmt: skip
-    step.add_argument("--check", metavar="PATH", type=Path, help="images to check it on (default: random ones)")
-
-
-def _add_demo(steps) -> None:
-    step = _step(steps, "demo", _demo, "the whole job on a small synthetic cohort, in minutes")
-    step.add_argument("run", metavar="FOLDER", type=Path, nargs="?", default=Path("demo_run"), help="where to work")
-    step.add_argument("--seed", type=int, default=0, help="seed of everything random")
-
-
-def _step(steps, name: str, go, text: str) -> argparse.ArgumentParser:
-    step = steps.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    step.set_defaults(go=go)
-    return step
-
-
-def _add_cohort(step) -> None:
-    """Of a parser, or of a group of its arguments."""
-    step.add_argument("--cohort", metavar="PATH", type=Path, help="folder of images, table (.csv) or dataset.json")
-    step.add_argument("--split", metavar="NAME", help="only the cases of this split")
-    step.add_argument("--labels", metavar="FILE", type=Path, help="names of the structures: dataset.json or .ctbl")
-
-
-def _sizes() -> str:
-    """The parameters of each student design, from its sentence: "tiny under 60 000, small 0.25 million"."""
-    size = re.compile(r"(?:under |[\d.]+ to )?[\d.]+ (?:000|million)", re.IGNORECASE)
-    sizes = {design.name: size.search(design.sentence) for design in STUDENTS.values()}
-    return "parameters of " + ", ".join(f"{name} {found[0].lower()}" for name, found in sizes.items() if found)
-
-
-def _add_settings(step, settings_class, known: dict | None = None, places: dict | None = None) -> None:
-    """An option for each setting, in its place (a group); what is left out is taken from settings.json or chosen."""
-    for setting in fields(settings_class):
-        if setting.name in HIDDEN:
-            continue
-        choices, text = (known or {}).get(setting.name, (setting.metadata["choices"], setting.metadata["help"]))
-        text = text.removeprefix("augmentation: ")  # the title of its group
-        default = setting.default if setting.default is not None else WITHOUT.get(setting.name, "chosen")
-        (places or {}).get(setting.name, step).add_argument(
-            "--" + setting.name.replace("_", "-"), default=None, help=f"{text} (default: {default})",
-            **_kind_of(setting, choices),
-        )  # fmt: skip
-
-
-def _kind_of(setting, choices) -> dict:
-    """How argparse reads a setting's option."""
-    kind, given = setting.type.split(" ")[0], {"choices": choices} if choices else {}
-    if kind == "bool":
-        return {**given, "action": argparse.BooleanOptionalAction}
-    if kind.startswith("tuple"):
-        return {**given, "type": KINDS[kind[6:].split(",")[0]], "nargs": "*", "metavar": "N"}
-    return {**given, "type": KINDS[kind]}
 
 
 def _asked(options: argparse.Namespace, settings_class) -> dict:
@@ -257,13 +83,20 @@ def _distil(options: argparse.Namespace, listener) -> int:
     return _status(result["problems"], 1)
 
 
-def _segment(options: argparse.Namespace, listener) -> int:
+def _segment(options: argparse.Namespace, listener, open_student=None) -> int:
     step = import_module(".steps.segment", __package__)
     result = step.segment(
         options.bundle, options.inputs, options.output, format=options.format, device=options.device,
         overwrite=options.overwrite, run=options.run, listener=listener, how=_how(options),
+        **({"open_student": open_student} if open_student else {}),
     )  # fmt: skip
     return _status(result["problems"], len(result["files"]))
+
+
+def _how(options: argparse.Namespace):
+    from .learning.student import How
+
+    return How(options.backend, options.precision, options.mirror, options.largest_component, options.max_memory)
 
 
 def _evaluate(options: argparse.Namespace, listener) -> int:
@@ -281,9 +114,61 @@ def _export(options: argparse.Namespace, listener) -> int:
     return DONE
 
 
+def _describe(options: argparse.Namespace, listener) -> int:
+    import_module(".steps.describe", __package__).describe(options.path, listener=listener)
+    return DONE
+
+
+def _compare(options: argparse.Namespace, listener) -> int:
+    import_module(".steps.compare", __package__).compare(options.segmentation, options.reference, listener=listener)
+    return DONE
+
+
+def _phantom(options: argparse.Namespace, listener) -> int:
+    step = import_module(".steps.phantom", __package__)
+    step.phantom(options.folder, options.cases, options.site, seed=options.seed, listener=listener)
+    return DONE
+
+
+def _serve(options: argparse.Namespace, listener) -> int:
+    step = import_module(".steps.serve", __package__)
+    for name in WARM:
+        import_module(f".steps.{name}", __package__)
+    opener = step.keeping(import_module(".learning.student", __package__).load_student)
+    steps = {name: STEPS[name] for name in SERVED} | {"segment": partial(_segment, open_student=opener)}
+    step.serve(options.folder, partial(_carry_out_request, steps=steps), idle_minutes=options.idle_minutes)
+    return DONE
+
+
+def _carry_out_request(arguments: list[str], listener: Listener, since: float, steps: dict) -> int:
+    """One request of `serve`; the process lives on, whatever the request is.
+
+    Raises:
+        ValueError: a command line that cannot be understood, or that is not served.
+    """
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+            options = parser().parse_args(arguments)
+    except SystemExit:
+        raise ValueError(told.getvalue().strip().rpartition("\n")[2]) from None
+    if options.step not in steps:
+        raise ValueError(f"{options.step} is not served; known are {', '.join(steps)}")
+    with commanded(arguments, since):
+        return _carry_out(options, listener, steps)
+
+
 def _demo(options: argparse.Namespace, listener) -> int:
     import_module(".steps.demo", __package__).demo(options.run, main, seed=options.seed, listener=listener)
     return DONE
+
+
+STEPS = {
+    "annotate": _annotate, "distil": _distil, "segment": _segment, "evaluate": _evaluate, "export": _export,
+    "describe": _describe, "compare": _compare, "phantom": _phantom, "serve": _serve, "demo": _demo,
+}  # fmt: skip
+SERVED = ("annotate", "distil", "segment", "evaluate", "export", "describe", "compare", "phantom")
+WARM = ("segment", "annotate", "describe", "compare")  # those of them that are loaded before somebody asks
 
 
 def _status(problems: list, done: int) -> int:

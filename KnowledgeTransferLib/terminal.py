@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
 
 VERBS = {
     "annotate": "annotating",
@@ -12,6 +13,7 @@ VERBS = {
     "train": "training",
     "fingerprint": "looking at cases",
     "prepare": "preparing",
+    "phantom": "writing cases",
 }
 
 QUIET = ("time", "step", "event", "files", "problems")  # not shown in a step's last line
@@ -62,6 +64,23 @@ class TerminalListener:
 
     def _done(self, event: dict) -> None:
         self.bars.stop()
+        tell = {"describe": self._description, "compare": self._comparison}.get(event["step"], self._facts)
+        tell(event)
+
+    def _description(self, event: dict) -> None:
+        names = ", ".join(structure["name"] for structure in event["structures"])
+        self.console.print(f"{escape(event['path'])}: {event['kind']}; segments {escape(names)}")
+        for text in filter(None, (event["hint"], event["card"])):
+            self.console.print(escape(text))
+
+    def _comparison(self, event: dict) -> None:
+        table = Table("structure", "Dice", "HD95 (mm)", "volume (ml)", "reference (ml)")
+        for row in event["structures"]:
+            figures = [row[name] for name in ("dice", "hd95_mm", "volume_ml", "reference_ml")]
+            table.add_row(escape(row["name"]), *("" if figure is None else f"{figure:.4g}" for figure in figures))
+        self.console.print(table)
+
+    def _facts(self, event: dict) -> None:
         facts = ", ".join(f"{k} {v}" for k, v in event.items() if k not in QUIET)
         self.console.print(f"[green]{event['step']} done[/]  {escape(facts)}")
         for problem in event.get("problems", []):

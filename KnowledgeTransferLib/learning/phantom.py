@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,13 +98,19 @@ SPINE = (
 
 
 def write_phantom(
-    folder: Path | str, cases: int = 12, site: str = "A", seed: int = 0, size_voxels: tuple[int, int, int] | None = None
+    folder: Path | str,
+    cases: int = 12,
+    site: str = "A",
+    seed: int = 0,
+    size_voxels: tuple[int, int, int] | None = None,
+    written: Callable[[str], object] = lambda id_: None,
 ) -> Path:
     """Write a cohort: `images/`, `labels/`, `cohort.csv`, `dataset.json`. The same seed gives the same bytes.
 
     Args:
         site: "A" (.nii.gz; splits teacher, test) or "B" (contrast agent, .nrrd; splits transferal, test).
         size_voxels: voxels along I, J, K; None: those of the site. The field of view stays the same.
+        written: called with the id of each case when it is written.
 
     Returns:
         The folder.
@@ -117,6 +124,7 @@ def write_phantom(
         write_image(folder / files[0], volume.array[0], volume.affine)
         write_image(folder / files[1], annotation, volume.affine)
         rows.append((id_, id_, split_of(number, cases, site), *files))
+        written(id_)
     _write_lists(folder, rows, site)
     return folder
 

@@ -71,6 +71,20 @@ def numbered_as(labels: Labels, array: np.ndarray, file: Path) -> np.ndarray:
     return table[array] if array.max() < len(table) else array
 
 
+def refuse_foreign_names(file: Path, labels: Labels) -> None:
+    """Refuse a .seg.nrrd that names segments, but none that is known: its values mean something else.
+
+    Raises:
+        ValueError: the message tells both kinds of names.
+    """
+    try:
+        own = labels_of_segmentation(file)
+    except ValueError:  # no segment at all, or no image, which is told when it is read
+        return
+    if not {plain_name(name) for name in own.names} & {plain_name(name) for name in labels.names}:
+        raise ValueError(f"{file}: holds {', '.join(own.names)}; known structures are {', '.join(labels.names)}")
+
+
 def plain_name(name: str) -> str:
     """A structure's name without case and underscores."""
     return " ".join(name.lower().replace("_", " ").split())

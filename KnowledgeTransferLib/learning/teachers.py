@@ -1,4 +1,8 @@
-"""Teachers: whatever gives class probabilities for a volume. A kind is a class listed in TEACHER_KINDS."""
+"""Teachers: whatever gives class probabilities for a volume. A kind is a class listed in TEACHER_KINDS.
+
+A kind has a NAME and a sentence KIND for people, recognises its files, opens them, tells their checksum, and describes
+them without opening a network.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from scipy import special
 from torch import nn
 
 from ..records import bundle
@@ -32,6 +37,7 @@ class Teacher(Protocol):
 class OwnBundle:
     """A bundle that KnowledgeTransfer made, or the run directory whose student it is."""
 
+    NAME = "student"
     KIND = "bundle made by KnowledgeTransfer (a folder with configs/ and models/), or a run directory with a student/"
 
     @staticmethod
@@ -43,6 +49,22 @@ class OwnBundle:
         return load_student(path, device)
 
     @staticmethod
+    def describe(path: Path) -> dict:
+        folder = bundle.bundle_in(path)
+        ours = bundle.read_metadata(folder)[bundle.OURS]
+        try:
+            labels = Labels.from_json(ours["labels"])
+            kinds = [normalisation["kind"] for normalisation in ours["preprocessing"]["normalisation"]]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder}: the bundle's metadata are damaged ({error!r})") from error
+        card = folder / bundle.MODEL_CARD
+        return {
+            "labels": labels, "channels": len(kinds), "hint": "",
+            "modality": "CT" if set(kinds) == {"ct"} else "",
+            "card": card.read_text(encoding="utf-8") if card.is_file() else "",
+        }  # fmt: skip
+
+    @staticmethod
     def sha256(path: Path) -> str:
         return bundle.sha256(bundle.bundle_in(path) / bundle.WEIGHTS)
 
@@ -50,6 +72,7 @@ class OwnBundle:
 class AnnotationsOnDisk:
     """Segmentations that lie on disk, from any tool or hand: `<case id>.<suffix>` in one folder."""
 
+    NAME = "segmentations"
     KIND = "folder of segmentations named like the cases (.seg.nrrd, .nii.gz, .nrrd, .mha, .png)"
     network = None
 
@@ -69,6 +92,14 @@ class AnnotationsOnDisk:
         if not labels.structures:
             raise ValueError(f"{path}: nothing names the structures, and no value tells them; {advice}")
         return cls(path, labels, f"{path}: nothing names the structures {', '.join(labels.names)}; {advice}")
+
+    @classmethod
+    def describe(cls, path: Path) -> dict:
+        opened, count = cls.open(path, "cpu", None), sum(map(is_image, path.iterdir()))
+        return {
+            "labels": opened.labels, "channels": None, "modality": "", "hint": opened.hint,
+            "card": f"{count} segmentations, which go to the cases of the same names.",
+        }  # fmt: skip
 
     @staticmethod
     def sha256(path: Path) -> str:
@@ -156,3 +187,15 @@ def confidence_of(probabilities: np.ndarray) -> float:
         expected = 2 * probabilities[channel][inside].sum(dtype=np.float64)
         scores.append(expected / (probabilities[channel].sum(dtype=np.float64) + inside.sum()))
     return float(np.mean(scores)) if scores else 0.0
+
+
+def uncertainty_of(probabilities: np.ndarray) -> np.ndarray:
+    """Entropy of the class probabilities, as a share of the largest there can be: `(I, J, K)` float32 from 0 to 1.
+
+    Args:
+        probabilities: `(C, I, J, K)`, background first. They are taken one class at a time, which needs little memory.
+    """
+    total = np.zeros(probabilities.shape[1:], np.float32)
+    for probability in probabilities:
+        total += special.entr(np.clip(probability, 0, 1))
+    return np.clip(total / np.float32(math.log(len(probabilities))), 0, 1)

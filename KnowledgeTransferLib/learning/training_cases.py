@@ -12,10 +12,11 @@ from ..records.bundle import sha256
 from ..records.cohort import Case, Cohort
 from ..records.labels import Labels
 from ..records.progress import Progress
+from ..records.reviews import read_reviews
 from ..records.run_directory import RunDirectory, read_json
 from ..records.settings import DistilSettings
 from .preprocessing import Preprocessing, resample
-from .segments import labels_of_segmentation
+from .segments import labels_of_segmentation, refuse_foreign_names
 from .volume import Volume, read_annotation, read_image, read_probabilities
 
 FEWEST_CASES = 2
@@ -35,10 +36,13 @@ class TrainingCase:
     probabilities: Path | None = None
     labels: Labels | None = None  # how the annotation numbers the structures; None: as they are learnt
     by_expert: bool = False
+    corrected: bool = False  # by the person who reviewed the pseudo-annotation
 
     def read(self, labels: Labels) -> tuple[Volume, np.ndarray]:
         """The image, and the target `(1, I, J, K)` of channels or `(classes, I, J, K)` in steps of 1/255, uint8."""
         volume = read_image(self.case.images, self.case.id)
+        if self.corrected:
+            refuse_foreign_names(self.annotation, labels)
         if self.probabilities is not None:
             return volume, read_probabilities(self.probabilities, volume)
         own = self.labels or labels
@@ -57,13 +61,23 @@ def training_cases_of(
         ValueError: fewer than two cases are left; the message says what is missing.
     """
     known = read_json(run.annotations)["cases"] if run.annotations.is_file() else {}
-    found = [_training_case(run, case, cohort.labels, settings, known.get(case.id, {})) for case in cohort.cases]
-    cases = [case for case in found if case is not None]
-    have = f"{len(cases)} of {len(cohort.cases)} cases have {WANTED[settings.annotations]}"
+    reviews = read_reviews(run)
+    found = {
+        case.id: _training_case(run, case, cohort.labels, settings, known.get(case.id, {})) for case in cohort.cases
+    }
+    rejected = {id_ for id_, item in found.items() if item and not item.by_expert and reviews.get(id_) == "rejected"}
+    cases = [item for id_, item in found.items() if item and id_ not in rejected]
+    have = f"{len(cases) + len(rejected)} of {len(cohort.cases)} cases have {WANTED[settings.annotations]}"
     if len(cases) < FEWEST_CASES:
-        raise ValueError(f"{run.path}: {have}; at least {FEWEST_CASES} are needed")
-    if len(cases) < len(cohort.cases):
+        told = f", but {len(rejected)} were rejected in the review" if rejected else ""
+        raise ValueError(f"{run.path}: {have}{told}; at least {FEWEST_CASES} are needed")
+    if len(cases) + len(rejected) < len(cohort.cases):
         progress.warning(f"{have}; the others are left out")
+    if rejected:
+        progress.warning(f"{len(rejected)} of {len(cohort.cases)} cases were rejected in the review and are left out")
+    corrected = sum(item.corrected for item in cases)
+    if corrected:
+        progress.message(f"{corrected} of {len(cases)} cases were corrected in the review; the corrections are learnt")
     return cases
 
 
@@ -71,12 +85,16 @@ def _training_case(run: RunDirectory, case: Case, labels: Labels | None, setting
     """One case with its target, or None; `known` is what `annotate` recorded of it."""
     if case.label is not None and settings.annotations in ("expert", "both"):
         return TrainingCase(case, case.label, labels=labels, by_expert=True)
-    pseudo, maps = run.pseudo_annotation(case.id), run.probability_maps(case.id)
-    of_this_image = known.get("images") == case.paths
-    if settings.annotations == "expert" or not of_this_image or not pseudo.is_file():
+    of_this_image = known.get("images", case.paths) == case.paths  # not of another one with the same id
+    if settings.annotations == "expert" or not of_this_image:
         return None
     # What a person corrected stands above what the teachers thought.
-    soft = settings.soft and maps.is_file() and sha256(pseudo) == known.get("sha256")
+    if run.corrected_annotation(case.id).is_file():
+        return TrainingCase(case, run.corrected_annotation(case.id), corrected=True)
+    pseudo, maps = run.pseudo_annotation(case.id), run.probability_maps(case.id)
+    if not known or not pseudo.is_file():
+        return None
+    soft = settings.soft and maps.is_file() and sha256(pseudo) == known.get("sha256")  # else corrected in place
     return TrainingCase(case, pseudo, maps if soft else None)
 
 
@@ -87,6 +105,8 @@ def labels_to_learn(run: RunDirectory, cohort: Cohort, cases: list[TrainingCase]
         ValueError: no annotation holds a structure, or teachers and experts annotated different ones.
     """
     if not all(case.by_expert for case in cases):
+        if not run.annotations.is_file():
+            raise ValueError(f"{run.path}: corrections need the pseudo-annotations that they correct; annotate first")
         labels = Labels.from_json(read_json(run.annotations)["structures"])
         if any(case.by_expert for case in cases):
             _refuse_other_structures(labels, cohort.labels)

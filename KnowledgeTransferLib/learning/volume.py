@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from ..records.cohort import is_dicom_folder
 from ..records.labels import Labels
 from ..records.run_directory import written_whole
+from .ahead import in_threads
 from .fast_gzip import use_fast_gzip
 from .segments import numbered_as, segment_fields
 from .voxel_checks import check_file, check_shape, check_values, check_voxels, times, whole_numbers
@@ -71,12 +72,18 @@ def read_image(files: tuple[Path, ...] | list[Path] | Path, name: str = "") -> V
 
 
 def read_annotation(file: Path, labels: Labels | None = None, like: Volume | None = None) -> np.ndarray:
-    """Read a label map as `(I, J, K)` uint8.
+    """The array `(I, J, K)` of `read_label_map`."""
+    return read_label_map(file, labels, like).array[0]
+
+
+def read_label_map(file: Path, labels: Labels | None = None, like: Volume | None = None) -> Volume:
+    """Read a label map as `(1, I, J, K)` uint8.
 
     Args:
         labels: the structures that are allowed; None allows every value. A .seg.nrrd, which names its segments and
             may number them in its own way, is matched with them by name.
-        like: the image that it annotates; its shape and geometry must be equal.
+        like: the image that it annotates; its shape and geometry must be equal, but for the order and direction of
+            the axes (Slicer turns one axis of a left-handed NIfTI).
 
     Raises:
         FileNotFoundError, ValueError: as `read_image`; also not whole numbers, unknown values, another geometry.
@@ -85,12 +92,31 @@ def read_annotation(file: Path, labels: Labels | None = None, like: Volume | Non
     if volume.channels != 1:
         raise ValueError(f"{file}: has {volume.channels} channels; an annotation holds one whole number per voxel")
     if like is not None:
+        volume = laid_like(volume, like)
         check_same_geometry(like, volume, like.name, file)
     array = whole_numbers(volume.array[0], file)
     if labels is not None and str(file).lower().endswith(".seg.nrrd"):
         array = numbered_as(labels, array, Path(file))
     check_values(array, labels, file)
-    return array.astype(np.uint8)
+    return replace(volume, array=array.astype(np.uint8)[None])
+
+
+def volumes_ml(annotation: np.ndarray, affine: np.ndarray, labels: Labels) -> dict[str, float]:
+    """Structure -> its volume in a label map `(I, J, K)`; counted slab by slab, which needs little memory."""
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    slabs = annotation.T if annotation.flags.f_contiguous else annotation
+    counts = sum(in_threads(lambda slab: np.bincount(slab.ravel(), minlength=256), slabs))
+    return {s.name: round(int(counts[s.value]) * voxel_ml, 4) for s in labels.structures}
+
+
+def laid_like(volume: Volume, like: Volume) -> Volume:
+    """The same voxels with the axes in the order and direction of those of `like`."""
+    between = np.linalg.inv(like.affine) @ volume.affine
+    axes = nibabel.io_orientation(between)
+    if np.isnan(axes).any():
+        return volume
+    turned = nibabel.apply_orientation(volume.array.transpose(1, 2, 3, 0), axes).transpose(3, 0, 1, 2)
+    return replace(volume, array=turned, affine=volume.affine @ nibabel.orientations.inv_ornt_aff(axes, volume.shape))
 
 
 def check_same_geometry(a: Volume, b: Volume, name_a, name_b) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 
-from .run_directory import json_text
+from .run_directory import append_line, json_text, now
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 Listener = Callable[[dict], None]
@@ -56,17 +54,17 @@ class Progress:
 
     def __exit__(self, kind, error: BaseException | None, traceback) -> None:
         """Tell how the step ended when it did not end well; the error goes on to the caller."""
-        if isinstance(error, Exception):
+        if isinstance(error, (Exception, KeyboardInterrupt)):
+            stopped = isinstance(error, (Cancelled, KeyboardInterrupt))
             with contextlib.suppress(OSError):  # the disk may be what is wrong
-                self.event("cancelled" if isinstance(error, Cancelled) else "error", text=explain(error))
+                self.event("cancelled" if stopped else "error", text=explain(error))
             error.told = True
 
     def event(self, event: str, **fields) -> None:
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        record = {"time": now, "step": self.step, "event": event, **fields}
+        record = {"time": now(), "step": self.step, "event": event, **fields}
         try:
             if self.events is not None:
-                _append_line(self.events, json_text(record))
+                append_line(self.events, json_text(record))
         finally:
             if self.listener is not None:
                 self.listener(record)
@@ -97,21 +95,10 @@ class Progress:
         return Stage(self, name, total, done)
 
 
-def _append_line(path: Path, line: str) -> None:
-    """Append a line whole or not at all."""
-    with open(path, "ab", buffering=0) as file:
-        end = file.tell()
-        try:
-            written = file.write((line + "\n").encode())
-            if written < len(line.encode()) + 1:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            file.truncate(end)
-            raise OSError(error.errno, error.strerror, str(path)) from error
-
-
 def explain(error: BaseException) -> str:
     """One line on what went wrong, where, and what to do."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped at once; the same command goes on where it was"
     if not isinstance(error, EXPECTED):  # a mistake of ours, whose message means little by itself
         return f"unexpected {type(error).__name__}: {error}"
     if not isinstance(error, OSError) or not error.strerror:
@@ -136,16 +123,17 @@ class Stage:
     def advance(self, by: int = 1, text: str = "", check: bool = True) -> None:
         """Count `by` more units as done, tell it, and stop here (if `check`) when the user asked for it."""
         self.done += by
-        now = time.monotonic()
-        if now - self.told >= self.INTERVAL_S or self.done >= self.total:
-            self.told = now
-            left = round(self.time_left_s(now), 1)
+        moment = time.monotonic()
+        if moment - self.told >= self.INTERVAL_S or self.done >= self.total:
+            self.told = moment
+            left = round(self.time_left_s(moment), 1)
             self.progress.event(
-                "progress", name=self.name, done=self.done, total=self.total, time_left_s=left, text=text
-            )
+                "progress", name=self.name, done=self.done, total=self.total, time_left_s=left, text=text,
+                problems_so_far=len(self.progress.problems),
+            )  # fmt: skip
         if check:
             self.progress.check()
 
-    def time_left_s(self, now: float) -> float:
+    def time_left_s(self, moment: float) -> float:
         finished_here = max(self.done - self.done_before, 1)
-        return (now - self.began) / finished_here * max(self.total - self.done, 0)
+        return (moment - self.began) / finished_here * max(self.total - self.done, 0)

@@ -8,7 +8,11 @@ import json
 import math
 import os
 import shutil
+import socket
 import time
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from datetime import datetime, timezone
 from pathlib import Path
 
 try:
@@ -19,7 +23,22 @@ except ImportError:  # Windows
 
 PARTIAL = ".partial-"
 LEAST_FREE_BYTES = 1 << 16  # with less the disk counts as full
-_PROCESS_START = time.time()
+LOCK_PATIENCE_S = 1.0  # who only looks whether a run is held holds its lock for a moment
+_command: ContextVar[tuple[tuple[str, ...], float]] = ContextVar("command", default=((), time.time()))
+
+
+@contextlib.contextmanager
+def commanded(arguments: Sequence[str], since: float | None = None) -> Iterator[None]:
+    """The command line that the steps in this block carry out: job.json names it.
+
+    Args:
+        since: seconds since the epoch; a file `cancel` that is older is not meant for it. None: the process's start.
+    """
+    token = _command.set((tuple(arguments), since or _command.get()[1]))
+    try:
+        yield
+    finally:
+        _command.reset(token)
 
 
 class RunDirectory:
@@ -32,6 +51,9 @@ class RunDirectory:
         self.annotations = self.path / "annotations.json"
         self.pseudo_annotations = self.path / "pseudo_annotations"
         self.probabilities = self.path / "probabilities"
+        self.uncertainty = self.path / "uncertainty"
+        self.corrected_annotations = self.path / "corrected_annotations"
+        self.reviews = self.path / "reviews.json"
         self.prepared = self.path / "prepared"
         self.checkpoint = self.path / "checkpoint.pt"
         self.student = self.path / "student"
@@ -41,6 +63,8 @@ class RunDirectory:
         self.predictions = self.path / "predictions"
         self.report = self.path / "report.html"
         self.events = self.path / "events.jsonl"
+        self.served = self.path / "served.jsonl"  # of the folder that `serve` works in
+        self.job = self.path / "job.json"
         self.log = self.path / "log.txt"
         self.cancel = self.path / "cancel"
         self.lock_file = self.path / "lock"
@@ -50,6 +74,12 @@ class RunDirectory:
 
     def probability_maps(self, case_id: str) -> Path:
         return self.probabilities / f"{case_id}.nii.gz"
+
+    def uncertainty_map(self, case_id: str) -> Path:
+        return self.uncertainty / f"{case_id}.nii.gz"
+
+    def corrected_annotation(self, case_id: str) -> Path:
+        return self.corrected_annotations / f"{case_id}.seg.nrrd"
 
     def create(self) -> RunDirectory:
         """Make the folder and prove that it can be written.
@@ -63,8 +93,10 @@ class RunDirectory:
         return self
 
     @contextlib.contextmanager
-    def locked(self):
-        """Hold the run for this process; the lock ends with the process, however that ends.
+    def locked(self, step: str = "") -> Iterator[RunDirectory]:
+        """Hold the run for a step of this process; the lock ends with the process, however that ends.
+
+        job.json tells what works here, and stays when it ended.
 
         Raises:
             RuntimeError: another process works in this run directory; the message says which.
@@ -85,22 +117,39 @@ class RunDirectory:
             handle.write(str(os.getpid()))
             handle.flush()
             self._forget_stale_files()
+            self._write_job(step)
             yield self
         finally:
             self.cancel.unlink(missing_ok=True)  # answered, or too late
             handle.truncate(0)
             handle.close()
 
+    def held(self) -> bool:
+        """Whether a process works in this run. Looking writes nothing and is in nobody's way."""
+        try:
+            with open(self.lock_file, "rb") as handle:
+                return not _locks_at_once(handle, only_look=True)
+        except OSError:  # never held, or not ours to open
+            return False
+
     def cancel_requested(self) -> bool:
         return self.cancel.exists()
 
+    def _write_job(self, step: str) -> None:
+        job = {
+            "pid": os.getpid(), "step": step, "arguments": list(_command.get()[0]), "began": now(),
+            "host": socket.gethostname(),
+            "events_before_bytes": self.events.stat().st_size if self.events.is_file() else 0,
+        }  # fmt: skip
+        write_json(self.job, job)
+
     def _forget_stale_files(self) -> None:
-        """Remove half-written files of a killed process, and a cancel file that is older than this process."""
-        for folder in (self.path, self.pseudo_annotations, self.probabilities, self.prepared):
+        """Remove half-written files of a killed process, and a cancel file that is older than the command."""
+        for folder in (self.path, self.pseudo_annotations, self.probabilities, self.uncertainty, self.prepared):
             for partial in folder.glob(f"{PARTIAL}*"):
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         with contextlib.suppress(FileNotFoundError):
-            if self.cancel.stat().st_mtime < _PROCESS_START:
+            if self.cancel.stat().st_mtime < _command.get()[1]:
                 self.cancel.unlink()
 
 
@@ -140,6 +189,24 @@ def told_when_full(path: Path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from failure
     if failure:
         raise failure
+
+
+def now() -> str:
+    """The time in ISO 8601, UTC, as all records hold it."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line whole or not at all."""
+    with open(path, "ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            written = file.write((line + "\n").encode())
+            if written < len(line.encode()) + 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            file.truncate(end)
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -194,12 +261,33 @@ def check_writable(folder: Path) -> None:
 
 
 def _lock(handle) -> None:
-    if fcntl:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    else:  # a byte far behind the text, so that others can still read the pid
-        handle.seek(1 << 20)
-        msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-        handle.seek(0)
+    """Take the lock; an OSError when another process keeps it."""
+    end = time.monotonic() + LOCK_PATIENCE_S
+    while not _locks_at_once(handle):
+        if time.monotonic() > end:
+            raise BlockingIOError
+        time.sleep(0.02)
+
+
+def _locks_at_once(handle, only_look: bool = False) -> bool:
+    """Whether the lock could be taken; `only_look` gives it back, and two that look do not see each other."""
+    try:
+        if fcntl:
+            fcntl.flock(handle, (fcntl.LOCK_SH if only_look else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        else:
+            _lock_a_byte(handle, msvcrt.LK_NBLCK)
+    except (BlockingIOError, PermissionError):
+        return False
+    if only_look:
+        fcntl.flock(handle, fcntl.LOCK_UN) if fcntl else _lock_a_byte(handle, msvcrt.LK_UNLCK)
+    return True
+
+
+def _lock_a_byte(handle, how: int) -> None:
+    """On Windows: a byte far behind the text, so that others can still read the pid."""
+    handle.seek(1 << 20)
+    msvcrt.locking(handle.fileno(), how, 1)
+    handle.seek(0)
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -28,6 +28,7 @@ class AnnotateSettings:
 
     teachers: tuple[dict, ...] = _option((), "path, weight and sha256 of each teacher")
     probabilities: bool = _option(True, "keep class probabilities too, for soft-label distillation")
+    uncertainty: bool = _option(False, "write a map of the teachers' uncertainty, 0 to 1, for each case")
     device: str = _option("auto", "where the teachers run", ("auto", "cuda", "mps", "cpu"))
 
 

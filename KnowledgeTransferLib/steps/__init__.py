@@ -1,1 +1,1 @@
-"""One verb per file: annotate, distil, segment, evaluate, demo."""
+"""One verb per file: annotate, distil, segment, evaluate, describe, compare, phantom, serve, demo."""

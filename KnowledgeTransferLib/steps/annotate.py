@@ -9,14 +9,16 @@ import numpy as np
 
 from ..learning.ahead import ahead
 from ..learning.predictor import pick_device
-from ..learning.teachers import Ensemble, Teacher, confidence_of, kind_of
-from ..learning.volume import Volume, read_image, write_annotation, write_probabilities
+from ..learning.teachers import Ensemble, Teacher, confidence_of, kind_of, uncertainty_of
+from ..learning.volume import Volume, read_image, volumes_ml, write_annotation, write_image, write_probabilities
 from ..records.bundle import sha256
 from ..records.cohort import Case, Cohort, read_cohort
 from ..records.labels import Labels
 from ..records.progress import Listener, Progress
 from ..records.run_directory import RunDirectory, read_json, write_json
 from ..records.settings import AnnotateSettings, differences, read_settings, write_settings
+
+MAY_CHANGE = ("device", "uncertainty")  # settings that a run may go on with another value of
 
 
 def annotate(
@@ -41,7 +43,7 @@ def annotate(
         ValueError, OSError: nothing can be done at all; a case that fails is a problem, and the others go on.
     """
     run = run if isinstance(run, RunDirectory) else RunDirectory(run)
-    with run.locked(), Progress("annotate", listener, run.events, run.cancel_requested) as progress:
+    with run.locked("annotate"), Progress("annotate", listener, run.events, run.cancel_requested) as progress:
         progress.event("start", run=str(run.path))
         settings = _settings(run, teachers, asked)
         cohort = _cohort(run, cohort)
@@ -70,7 +72,7 @@ def _settings(run: RunDirectory, teachers: dict[str, float] | None, asked: dict)
     teachers = teachers or {t["path"]: t.get("weight", 1.0) for t in stored.get("teachers", ())}
     if teachers:
         asked = {**asked, "teachers": tuple(_reference(Path(path), weight) for path, weight in teachers.items())}
-    changed = differences(stored, {k: v for k, v in asked.items() if k != "device"}) if stored else []
+    changed = differences(stored, {k: v for k, v in asked.items() if k not in MAY_CHANGE}) if stored else []
     if changed and run.annotations.is_file():
         raise ValueError(f"{run.path}: was begun with other settings ({'; '.join(changed)}); use another run directory")
     settings = AnnotateSettings(**{**stored, **asked})
@@ -112,11 +114,15 @@ def _annotate_cases(run, cohort: Cohort, ensemble: Teacher, settings, record: di
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             progress.problem(case.id, error)
         else:
-            record["cases"].pop(case.id, None)
-            checksum = _keep(run, volume, probabilities, ensemble.labels, settings)
-            figures = _figures(volume, probabilities, ensemble.labels)
+            known = record["cases"].pop(case.id, {})
+            decision = np.array(ensemble.labels.values, np.uint8)[probabilities.argmax(0)]
+            _keep_maps(run, volume, probabilities, settings)
+            checksum = _keep_decision(run, case, Volume(decision[None], volume.affine), ensemble.labels, known)
+            volumes = volumes_ml(decision, volume.affine, ensemble.labels)
+            figures = {"confidence": round(confidence_of(probabilities), 4), "volumes_ml": volumes}
             record["cases"][case.id] = {"images": case.paths, "sha256": checksum, **figures}
-            progress.event("case", case=case.id, file=str(run.pseudo_annotation(case.id)), **figures)
+            files = {"uncertainty": str(run.uncertainty_map(case.id))} if settings.uncertainty else {}
+            progress.event("case", case=case.id, file=str(run.pseudo_annotation(case.id)), **files, **figures)
         record["problems"] = progress.problems
         write_json(run.annotations, record)
         stage.advance(text=case.id)
@@ -124,21 +130,28 @@ def _annotate_cases(run, cohort: Cohort, ensemble: Teacher, settings, record: di
 
 def _is_done(run: RunDirectory, case: Case, settings: AnnotateSettings, record: dict) -> bool:
     files = [run.pseudo_annotation(case.id)] + [run.probability_maps(case.id)] * settings.probabilities
+    files += [run.uncertainty_map(case.id)] * settings.uncertainty
     done = record["cases"].get(case.id, {})  # of another image, where another cohort has the same ids
     return done.get("images") == case.paths and all(file.is_file() for file in files)
 
 
-def _keep(run: RunDirectory, volume: Volume, probabilities: np.ndarray, labels: Labels, settings) -> str:
-    """Write what the teachers said; returns the checksum by which a correction by hand is noticed later."""
-    decision = np.array(labels.values, np.uint8)[probabilities.argmax(0)]
+def _keep_maps(run: RunDirectory, volume: Volume, probabilities: np.ndarray, settings: AnnotateSettings) -> None:
     if settings.probabilities:
         write_probabilities(run.probability_maps(volume.name), probabilities, volume.affine)
-    write_annotation(run.pseudo_annotation(volume.name), decision, volume.affine, labels)
-    return sha256(run.pseudo_annotation(volume.name))
+    if settings.uncertainty:
+        write_image(run.uncertainty_map(volume.name), uncertainty_of(probabilities), volume.affine)
+    else:
+        run.uncertainty_map(volume.name).unlink(missing_ok=True)  # of an earlier image
 
 
-def _figures(volume: Volume, probabilities: np.ndarray, labels: Labels) -> dict:
-    voxel_ml = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
-    counts = np.bincount(probabilities.argmax(0).ravel(), minlength=labels.channels)
-    volumes_ml = {name: round(int(n) * voxel_ml, 4) for name, n in zip(labels.names, counts[1:], strict=True)}
-    return {"confidence": round(confidence_of(probabilities), 4), "volumes_ml": volumes_ml}
+def _keep_decision(run: RunDirectory, case: Case, decision: Volume, labels: Labels, known: dict) -> str:
+    """Write the pseudo-annotation; returns the checksum by which a correction by hand is noticed later.
+
+    One of this image that is there stays, for example when only its uncertainty was missing: a person may have
+    corrected it. `known` is what is recorded of it.
+    """
+    file = run.pseudo_annotation(case.id)
+    if known.get("images") == case.paths and file.is_file():
+        return known["sha256"]
+    write_annotation(file, decision.array[0], decision.affine, labels)
+    return sha256(file)

@@ -63,7 +63,7 @@ def distil(
     fabric = new_fabric(device, asked.get("precision") or stored.get("precision") or usual_precision(device))
     first = fabric.is_global_zero
     progress = Progress("distil", listener if first else None, run.events if first else None, run.cancel_requested)
-    with run.locked() if first else contextlib.nullcontext(), progress:
+    with run.locked("distil") if first else contextlib.nullcontext(), progress:
         progress.event("start", run=str(run.path), device=device, processes=fabric.world_size)
         if first:
             asked = {k: v for k, v in asked.items() if v is not None}
@@ -259,8 +259,11 @@ def _taught_by(run: RunDirectory, cases: list[TrainingCase], settings: DistilSet
         names = ", ".join(f"weight {t['weight']:g}, sha256 {t['sha256'][:12] or 'none'}" for t in teachers)
         soft = "class probabilities" if pseudo[0].probabilities else "decisions"
         parts.append(f"the {soft} of {len(teachers)} teacher(s) ({names}) on {len(pseudo)} images")
-    if len(cases) > len(pseudo):
-        parts.append(f"expert annotations of {len(cases) - len(pseudo)} images")
+    corrected, by_expert = sum(item.corrected for item in cases), sum(item.by_expert for item in cases)
+    if corrected:
+        parts.append(f"pseudo-annotations of {corrected} images that a person corrected")
+    if by_expert:
+        parts.append(f"expert annotations of {by_expert} images")
     start = f"; it started from a bundle (sha256 {settings.start_sha256[:12]})" if settings.start_from else ""
     return "It learnt from " + " and ".join(parts) + start + "."
 

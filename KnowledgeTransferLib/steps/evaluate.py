@@ -75,7 +75,7 @@ def evaluate(run, cohort=None, methods=None, *, listener=None, **asked) -> dict:
         ValueError, OSError: nothing can be measured at all; a case that fails is a problem, and the others go on.
     """
     run = run if isinstance(run, RunDirectory) else RunDirectory(run)
-    with run.locked(), Progress("evaluate", listener, run.events, run.cancel_requested) as progress:
+    with run.locked("evaluate"), Progress("evaluate", listener, run.events, run.cancel_requested) as progress:
         settings = _settings(run, cohort, methods, asked)
         progress.event("start", run=str(run.path), methods=[method["name"] for method in settings.methods])
         whole = cohort if isinstance(cohort, Cohort) else read_cohort(settings.cohort, labels=settings.labels or None)

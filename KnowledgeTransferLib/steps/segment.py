@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..learning.ahead import ahead
 from ..learning.predictor import pick_device
 from ..learning.student import How, Student, load_student
-from ..learning.volume import PICTURES, annotation_suffix, read_image, write_annotation
+from ..learning.volume import PICTURES, annotation_suffix, read_image, volumes_ml, write_annotation
 from ..records.cohort import (
     SEGMENTATION,
     SUFFIXES,
@@ -51,6 +54,7 @@ def segment(  # noqa: PLR0913
     run: RunDirectory | Path | str | None = None,
     listener: Listener | None = None,
     how: How | None = None,
+    open_student: Callable[[Path, str], Student] = load_student,
 ) -> dict:
     """Segment images with a student.
 
@@ -65,6 +69,7 @@ def segment(  # noqa: PLR0913
             kept, so that the same call goes on after a stop.
         run: directory for events.jsonl and for a file `cancel` that stops the step; held while the step runs.
         how: backend, precision, mirror images, largest components, memory; None takes the defaults.
+        open_student: opens the bundle; a process that segments again and again gives one that keeps it open.
 
     Returns:
         `files` (case id -> path, with those that were kept) and `problems`.
@@ -75,13 +80,12 @@ def segment(  # noqa: PLR0913
     """
     run = RunDirectory(run) if isinstance(run, (str, Path)) else run
     output = Path(output).absolute()
-    with run.locked() if run else nullcontext(), _progress(run, listener) as progress:
+    with run.locked("segment") if run else nullcontext(), _progress(run, listener) as progress:
         cases = _cases([Path(i) for i in inputs])
         targets = _targets(cases, output, format)
         kept = set() if overwrite else _kept(targets, output)
         job = _Job(cases, targets, kept, _names(targets, output), progress)
-        student = load_student(Path(bundle), pick_device(device))
-        student.run_as(how or How())
+        student = open_student(Path(bundle), pick_device(device)).run_as(how or How())
         progress.event("start", cases=len(cases), device=student.device, backend=student.runner.about)
         files = _segment_cases(student, job)
         progress.event("done", files=files, problems=progress.problems)
@@ -158,17 +162,23 @@ def _segment_case(
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         job.progress.problem(case.id, error)
         return None
-    return writer.submit(write_annotation, job.targets[case.id], decision, volume.affine, student.labels)
+    return writer.submit(_write, job.targets[case.id], decision, volume.affine, student.labels)
+
+
+def _write(target: Path, decision: np.ndarray, affine: np.ndarray, labels: Labels) -> dict[str, float]:
+    """Write a label map; returns the volume of each structure."""
+    write_annotation(target, decision, affine, labels)
+    return volumes_ml(decision, affine, labels)
 
 
 def _is_written(job: _Job, case: Case, writing: Future) -> bool:
     """Whether it went well; a full disk is in the way of all."""
     try:
-        writing.result()
+        ml = writing.result()
     except ValueError as error:
         job.progress.problem(case.id, error)
         return False
-    job.progress.event("case", case=case.id, file=str(job.targets[case.id]))
+    job.progress.event("case", case=case.id, file=str(job.targets[case.id]), volumes_ml=ml)
     return True
 
 

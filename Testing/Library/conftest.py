@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,22 +11,6 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def a_phantom_cohort(tmp_path_factory) -> Path:
-    """Four small scans of site A with expert annotations, split into teacher and test; do not change it."""
-    from KnowledgeTransferLib.learning.phantom import write_phantom
-
-    return write_phantom(tmp_path_factory.mktemp("cohort") / "site A", cases=4, site="A", size_voxels=(32, 32, 20))
-
-
-@pytest.fixture(scope="session")
-def a_foreign_cohort(tmp_path_factory) -> Path:
-    """Four small scans of site B, split into transferal and test; do not change it."""
-    from KnowledgeTransferLib.learning.phantom import write_phantom
-
-    return write_phantom(tmp_path_factory.mktemp("cohort") / "site B", cases=4, site="B", size_voxels=(36, 36, 18))
 
 
 @pytest.fixture(scope="session")
@@ -51,37 +34,12 @@ def a_picture_cohort(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def a_teacher(tmp_path_factory, a_phantom_cohort) -> Path:
-    """A bundle that learnt from site A's expert annotations; do not change it."""
-    from KnowledgeTransferLib.steps.distil import distil
-
-    run = tmp_path_factory.mktemp("teacher")
-    return Path(distil(run, a_phantom_cohort, annotations="expert", epochs=20)["student"])
-
-
-@pytest.fixture(scope="session")
 def a_picture_student(tmp_path_factory, a_picture_cohort) -> Path:
     """A 2-D bundle that learnt to find the discs; do not change it."""
     from KnowledgeTransferLib.steps.distil import distil
 
     run = tmp_path_factory.mktemp("picture teacher")
     return Path(distil(run, a_picture_cohort, annotations="expert", epochs=20)["student"])
-
-
-@pytest.fixture(scope="session")
-def the_annotated_run(tmp_path_factory, a_teacher, a_foreign_cohort) -> Path:
-    """A run in which the teacher annotated site B; do not change it."""
-    from KnowledgeTransferLib.steps.annotate import annotate
-
-    run = tmp_path_factory.mktemp("annotated") / "run"
-    annotate(run, a_foreign_cohort, {str(a_teacher): 1.0})
-    return run
-
-
-@pytest.fixture
-def an_annotated_run(the_annotated_run, tmp_path) -> Path:
-    """A copy of `the_annotated_run`, free to change."""
-    return Path(shutil.copytree(the_annotated_run, tmp_path / "annotated run"))
 
 
 @dataclass(frozen=True)
@@ -129,11 +87,11 @@ def start_process(tmp_path):
     """Starts a command line of the library in a process of its own, killed at the end of the test at the latest."""
     processes = []
 
-    def start(*arguments, **environment: str) -> subprocess.Popen:
+    def start(*arguments, stdin=None, **environment: str) -> subprocess.Popen:
         process = subprocess.Popen(
             [sys.executable, "-m", "KnowledgeTransferLib", *map(str, arguments)],
             cwd=REPOSITORY, env={**os.environ, **environment}, text=True, encoding="utf-8",
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         processes.append(process)
         return process

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 
 from KnowledgeTransferLib.learning.phantom import LABELS, write_phantom
 from KnowledgeTransferLib.learning.student import load_student
+from KnowledgeTransferLib.learning.teachers import uncertainty_of
 from KnowledgeTransferLib.learning.volume import read_annotation, read_image, read_probabilities, write_annotation
 from KnowledgeTransferLib.records.bundle import METADATA, write_checksums
 from KnowledgeTransferLib.records.cohort import read_cohort, write_names
@@ -114,7 +115,8 @@ def test_cases_that_are_done_are_left_and_missing_ones_made_again(an_annotated_r
     run.probability_maps("B_003").unlink()
     annotate(run)
     after = times_of(run.pseudo_annotations)
-    assert {name for name in before if before[name] != after[name]} == {"B_002.seg.nrrd", "B_003.seg.nrrd"}
+    assert {name for name in before if before[name] != after[name]} == {"B_002.seg.nrrd"}
+    assert run.probability_maps("B_003").is_file()
     assert run.probability_maps("B_003").is_file()
     assert read_json(run.annotations) == record
 
@@ -243,3 +245,61 @@ def test_only_the_cases_of_a_cohort_object_are_annotated(run, a_teacher, a_forei
     cohort = read_cohort(a_foreign_cohort)
     annotate(run, replace(cohort, cases=cohort.cases[:1]), {str(a_teacher): 1.0})
     assert [file.name for file in run.pseudo_annotations.iterdir()] == ["B_001.seg.nrrd"]
+
+
+def test_uncertainty_is_the_entropy_of_the_probabilities_in_the_geometry_of_the_image(
+    run, done, a_teacher, a_foreign_cohort
+):
+    events = []
+    annotate(run, a_foreign_cohort, {str(a_teacher): 1.0}, uncertainty=True, listener=events.append)
+    case = read_cohort(a_foreign_cohort).cases[0]
+    volume = read_image(case.images)
+    stored = nibabel.load(run.uncertainty_map(case.id))
+    assert stored.get_data_dtype() == np.float32 and stored.shape == volume.shape
+    assert stored.affine == pytest.approx(volume.affine, abs=1e-4)
+    p = load_student(a_teacher).predict(volume).astype(float)
+    expected = -(p * np.log(np.maximum(p, 1e-30))).sum(0) / np.log(len(p))
+    np.testing.assert_allclose(stored.get_fdata(), expected, atol=1e-5)
+    told = next(event for event in events if event["event"] == "case")
+    assert told["uncertainty"] == str(run.uncertainty_map(case.id))
+    assert run.pseudo_annotation(case.id).read_bytes() == done.pseudo_annotation(case.id).read_bytes()
+
+
+def test_uncertainty_is_0_where_teachers_are_sure_and_1_where_they_know_nothing():
+    assert np.all(uncertainty_of(np.eye(4, dtype=np.float32)[:, :, None, None]) == 0)
+    even = uncertainty_of(np.full((5, 2, 3, 4), 0.2, np.float32))
+    assert even.shape == (2, 3, 4) and even.dtype == np.float32
+    np.testing.assert_allclose(even, 1, atol=1e-6)
+    assert even.max() <= 1
+
+
+def test_cases_done_without_uncertainty_are_done_again_when_it_is_asked_for(an_annotated_run):
+    run = RunDirectory(an_annotated_run)
+    corrected = run.pseudo_annotation("B_002")
+    shutil.copy(run.pseudo_annotation("B_001"), corrected)  # a person saved something else in its place
+    before, record = times_of(run.pseudo_annotations), read_json(run.annotations)["cases"]
+    annotate(run, uncertainty=True)
+    assert len(list(run.uncertainty.iterdir())) == 4
+    assert times_of(run.pseudo_annotations) == before
+    assert read_json(run.annotations)["cases"] == record  # with the checksum that tells the correction
+    maps = times_of(run.uncertainty)
+    annotate(run)  # goes on with it
+    annotate(run, uncertainty=False)
+    assert times_of(run.uncertainty) == maps
+
+
+def test_uncertainty_is_not_written_unasked_and_none_of_another_image_stays(
+    an_annotated_run, a_foreign_cohort, tmp_path
+):
+    run = RunDirectory(an_annotated_run)
+    assert not run.uncertainty.exists()
+    annotate(run, uncertainty=True)
+    shutil.copytree(a_foreign_cohort, tmp_path / "moved")
+    annotate(run, tmp_path / "moved", uncertainty=False)
+    assert list(run.uncertainty.iterdir()) == []
+
+
+def test_uncertainty_is_an_option(command, an_annotated_run):
+    assert command("annotate", an_annotated_run, "--uncertainty").status == 0
+    assert RunDirectory(an_annotated_run).uncertainty_map("B_001").is_file()
+    assert read_json(RunDirectory(an_annotated_run).settings)["annotate"]["uncertainty"] is True

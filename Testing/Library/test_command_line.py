@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from KnowledgeTransferLib import __main__ as command_line
 from KnowledgeTransferLib import __version__
-from KnowledgeTransferLib.__main__ import GROUPS, main, parser
+from KnowledgeTransferLib.__main__ import main
 from KnowledgeTransferLib.learning.volume import read_annotation, read_image
+from KnowledgeTransferLib.options import GROUPS, parser
 from KnowledgeTransferLib.records.cohort import read_cohort
 from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json
 from KnowledgeTransferLib.records.settings import DistilSettings
@@ -19,7 +21,7 @@ from KnowledgeTransferLib.records.students import STUDENTS
 from KnowledgeTransferLib.steps import annotate as annotate_step
 
 REPOSITORY = Path(__file__).parents[2]
-STEPS = ("annotate", "distil", "segment", "evaluate", "demo")
+STEPS = ("annotate", "distil", "segment", "evaluate", "export", "describe", "compare", "phantom", "serve", "demo")
 HELP_OF_EACH_STEP = """
 import os, sys, time
 from KnowledgeTransferLib.__main__ import main
@@ -38,7 +40,7 @@ def test_help_of_every_step_loads_nothing_heavy():
         [sys.executable, "-c", HELP_OF_EACH_STEP, *STEPS], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert done.stderr.startswith("loaded [], ")
-    assert float(done.stderr.split()[-2]) < 0.3  # CPU time, of all five together
+    assert float(done.stderr.split()[-2]) < 0.3  # CPU time, of all together
     assert done.stdout.count("usage: knowledge-transfer") == len(STEPS)
 
 
@@ -168,6 +170,7 @@ def test_every_event_in_the_file_is_told_on_stdout_too(an_annotated_run, command
 
 def test_options_of_the_parser_are_the_fields_of_the_settings():
     options = vars(parser().parse_args(["distil", "run"]))
+    assert set(command_line.STEPS) == set(STEPS) and set(command_line.WARM) <= set(command_line.SERVED) <= set(STEPS)
     assert {f.name for f in fields(DistilSettings)} - set(options) == {"start_sha256", "losses", "reasons"}
     assert all(options[f.name] is None for f in fields(DistilSettings) if f.name in options)
 

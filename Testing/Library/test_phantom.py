@@ -1,5 +1,6 @@
 """Phantom: quick, repeatable, valid cohorts of two sites that differ."""
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -7,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from KnowledgeTransferLib.learning import phantom
 from KnowledgeTransferLib.learning.phantom import LABELS, SITES, phantom_case, write_phantom
 from KnowledgeTransferLib.learning.volume import read_annotation, read_image
 from KnowledgeTransferLib.records.cohort import read_cohort
@@ -107,3 +109,22 @@ def test_the_written_names_carry_colors_and_terminology(tmp_path):
 def test_an_unknown_site_is_refused():
     with pytest.raises(ValueError, match="site 'C' is not known; choose one of A, B"):
         phantom_case(0, "C")
+
+
+def test_the_step_writes_a_cohort_that_can_be_read(command, tmp_path, monkeypatch):
+    small = dataclasses.replace(phantom.SITES["B"], size_voxels=(24, 24, 12))
+    monkeypatch.setitem(phantom.SITES, "B", small)
+    outcome = command("phantom", tmp_path / "new", "--cases", 4, "--site", "B", "--seed", 3)
+    assert outcome.status == 0
+    assert [case.id for case in read_cohort(tmp_path / "new").cases] == ["B_001", "B_002", "B_003", "B_004"]
+    done = outcome.events[-1]
+    assert (done["event"], done["folder"], done["cases"]) == ("done", str(tmp_path / "new"), 4)
+    assert any(event["event"] == "progress" and event["done"] == 4 for event in outcome.events)
+    again = command("phantom", tmp_path / "new")
+    assert again.status == 2 and "holds something already; name a new folder" in again.messages
+
+
+def test_the_step_refuses_a_cohort_without_cases(command, tmp_path):
+    outcome = command("phantom", tmp_path / "new", "--cases", 0)
+    assert outcome.status == 2 and "at least 1 is needed" in outcome.messages
+    assert not (tmp_path / "new").exists()

@@ -49,7 +49,8 @@ def test_the_readmes_commands_run_in_its_order(a_clinic):
     for made in ("my_run/student/docs/README.md", "my_run/report.html", "new_scan.seg.nrrd", "my_teacher/student"):
         assert (a_clinic / made).exists(), made
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(compile(code, "README.md", "exec"), {})
+        if "import slicer" not in code:  # Testing/Slicer runs that one
+            exec(compile(code, "README.md", "exec"), {})
 
 
 def test_the_readmes_links_and_pictures_exist():

@@ -345,3 +345,14 @@ def test_a_folder_in_the_place_of_a_file_is_left_alone(a_teacher, a_scan, tmp_pa
     with pytest.raises(ValueError, match=r"scan\.nii\.gz: is a folder; move it away"):
         segment(a_teacher, [a_scan], tmp_path, overwrite=True)
     assert (tmp_path / "scan.nii.gz" / "mine").is_dir()
+
+
+def test_the_event_of_a_case_tells_the_volume_of_each_structure(a_teacher, a_scan, scan, expected, tmp_path):
+    events = []
+    segment(a_teacher, [a_scan], tmp_path / "out.seg.nrrd", listener=events.append)
+    volumes_ml = next(event for event in events if event["event"] == "case")["volumes_ml"]
+    assert list(volumes_ml) == list(LABELS.names)
+    voxel_ml = np.prod(scan.spacing_mm) / 1000
+    for structure in LABELS.structures:
+        count = np.count_nonzero(expected == structure.value)
+        assert volumes_ml[structure.name] == pytest.approx(count * voxel_ml, abs=1e-3)

@@ -128,3 +128,22 @@ def test_durations_are_told_in_the_unit_that_matters(seconds, words):
 def test_a_step_ends_with_a_list_of_what_was_left_out(a_plain_terminal):
     a_plain_terminal({"event": "done", "step": "annotate", "problems": [{"case": "A_[7]", "message": "is empty"}]})
     assert "A_[7] left out: is empty" in shown(a_plain_terminal)
+
+
+def test_a_description_is_readable_and_holds_its_card(a_plain_terminal):
+    structures = [{"name": "liver", "color": [1, 2, 3]}, {"name": HOSTILE, "color": [1, 2, 3]}]
+    event = {"step": "describe", "event": "done", "path": f"/a/{HOSTILE}", "kind": "student", "structures": structures}
+    a_plain_terminal({**event, "hint": f"hint {HOSTILE}", "card": "# Student `tiny`\n\nSegments [liver]."})
+    for words in (f"/a/{HOSTILE}: student; segments liver, {HOSTILE}", f"hint {HOSTILE}", "Segments [liver]."):
+        assert words in shown(a_plain_terminal)
+
+
+def test_a_comparison_is_a_table_with_gaps_for_what_cannot_be_measured(a_plain_terminal):
+    rows = [
+        {"name": "liver", "dice": 0.91234567, "hd95_mm": 2.5, "volume_ml": 1500.0, "reference_ml": 1510.0},
+        {"name": HOSTILE, "dice": None, "hd95_mm": None, "volume_ml": None, "reference_ml": 3.0},
+    ]
+    a_plain_terminal({"step": "compare", "event": "done", "structures": rows})
+    for words in ("structure", "HD95 (mm)", "0.9123", "1510", HOSTILE):
+        assert words in shown(a_plain_terminal)
+    assert "None" not in shown(a_plain_terminal)

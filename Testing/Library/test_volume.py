@@ -75,6 +75,19 @@ def test_an_annotation_fits_the_image_in_any_format(tmp_path, suffix, orientatio
     np.testing.assert_array_equal(again, annotation)
 
 
+@pytest.mark.parametrize("flipped", [(), (0,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_an_annotation_whose_axes_run_otherwise_is_turned_to_its_image(tmp_path, orientation, order, flipped):
+    affine, annotation = affine_of(orientation), some_labels()
+    turned, back = np.flip(annotation, flipped).transpose(order), np.eye(4)
+    for axis in flipped:  # index n of the turned array is SHAPE - 1 - n of the image
+        back[axis, axis], back[axis, 3] = -1, SHAPE[axis] - 1
+    write_annotation(tmp_path / "a.nrrd", turned, affine @ back[:, [*order, 3]], LABELS)
+    like = Volume(np.zeros((1, *SHAPE), np.int16), affine, "image")
+    np.testing.assert_array_equal(read_annotation(tmp_path / "a.nrrd", LABELS, like), annotation)
+
+
 @pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
 @pytest.mark.parametrize("orientation", ["oblique", "left-handed"])
 def test_itk_and_slicer_see_the_same_places_as_we_do(tmp_path, suffix, orientation):

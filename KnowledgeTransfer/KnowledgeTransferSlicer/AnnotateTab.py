@@ -1,0 +1,348 @@
+"""AnnotateTab: choose scans and teachers, annotate, and review what came out."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from KnowledgeTransferLib.records import bundle, reviews
+from KnowledgeTransferLib.records.labels import Labels
+from KnowledgeTransferLib.records.run_directory import RunDirectory
+
+from . import Requirements, SceneIO
+from .Logic import SCENE, endOf
+
+FROM_SCENE = "Segmentations in the scene"
+
+
+class AnnotateTab:
+    """The first tab. `opened` holds the scan and segmentation nodes of the cases that are in the scene for review."""
+
+    def __init__(self, panel):
+        self.panel, self.ui, self.logic = panel, panel.ui, panel.logic
+        self.shown = None  # the run whose cases the table shows
+        self.rows = []  # states of the cases, as the table shows them
+        self.opened = {}
+        self.known = {}  # teacher path -> what it segments
+        ui = self.ui
+        ui.annotateSceneRadio.connect("toggled(bool)", self.onFrom)
+        ui.annotateVolumesSelector.connect("checkedNodesChanged()", self.onVolumes)
+        ui.annotateAllButton.connect(
+            "clicked()", lambda: panel.change(annotateVolumes=allOrNone(ui.annotateVolumesSelector))
+        )
+        ui.annotateCohortPath.connect("currentPathChanged(QString)", lambda path: panel.change(annotateCohort=path))
+        ui.addTeacherFolderButton.connect("clicked()", self.onAddFolder)
+        ui.addTeacherFileButton.connect("clicked()", self.onAddFile)
+        ui.addTeacherSegmentationsButton.connect("clicked()", lambda: self.addTeacher(SCENE))
+        ui.removeTeacherButton.connect("clicked()", self.onRemoveTeacher)
+        ui.teachersTable.connect("itemSelectionChanged()", self.updateButtons)
+        ui.annotateButton.connect("clicked()", self.onAnnotate)
+        ui.casesTable.connect("itemSelectionChanged()", self.updateButtons)
+        ui.casesTable.connect("cellDoubleClicked(int,int)", lambda row, column: self.onReview())
+        ui.reviewButton.connect("clicked()", self.onReview)
+        ui.acceptButton.connect("clicked()", lambda: self.onVerdict("accepted"))
+        ui.rejectButton.connect("clicked()", lambda: self.onVerdict("rejected"))
+        ui.saveCorrectionButton.connect("clicked()", self.onSaveCorrection)
+        ui.discardCorrectionButton.connect("clicked()", self.onDiscardCorrection)
+        stretch(ui.teachersTable, 0, 1)
+        stretch(ui.casesTable, 0)
+
+    def connected(self):
+        """The widgets were connected with a parameter node."""
+
+    def sceneCloses(self):
+        self.opened = {}
+
+    def update(self, parameters):
+        """Let the widgets follow the parameter node."""
+        scene = parameters.annotateFrom == "scene"
+        self.ui.annotateSceneRadio.checked = scene
+        self.ui.annotateCohortRadio.checked = not scene
+        self.ui.annotateVolumesSelector.enabled = self.ui.annotateAllButton.enabled = scene
+        for name in ("annotateCohortPath", "annotateFolderButton", "annotateFileButton"):
+            getattr(self.ui, name).enabled = not scene
+        check(self.ui.annotateVolumesSelector, parameters.annotateVolumes)
+        setPath(self.ui.annotateCohortPath, parameters.annotateCohort)
+        self._showTeachers(parameters)
+        if self.run() != self.shown:
+            self.showCases()
+        self.updateButtons()
+
+    def updateButtons(self):
+        parameters, ui = self.panel.parameters, self.ui
+        if parameters is None:
+            return
+        given = parameters.annotateVolumes if parameters.annotateFrom == "scene" else parameters.annotateCohort
+        busy = self.panel.jobOf("annotate") is not None
+        ui.annotateButton.enabled = bool(given) and bool(parameters.teacherPaths) and not busy
+        ui.annotateButton.toolTip = self._whatIsMissing(bool(given), bool(parameters.teacherPaths), busy)
+        ui.removeTeacherButton.enabled = ui.teachersTable.currentRow() >= 0
+        case = self.chosen()
+        state = self.rows[self._rowOf(case)] if case else None
+        there = state is not None and state.annotation is not None
+        ui.reviewButton.enabled = ui.acceptButton.enabled = ui.rejectButton.enabled = there
+        ui.saveCorrectionButton.enabled = there and self._isOpen(case)
+        ui.discardCorrectionButton.enabled = there and state.state == "corrected"
+
+    def run(self):
+        """The run directory that this tab works in; None before it has a name."""
+        parameters = self.panel.parameters
+        name = parameters.annotateRunName.strip() if parameters else ""
+        return self.panel.workingFolder / name if name else None
+
+    def chosen(self):
+        """The id of the case that is selected in the table."""
+        row = self.ui.casesTable.currentRow()
+        return self.rows[row].id if 0 <= row < len(self.rows) else None
+
+    def onFrom(self, scene):
+        self.panel.change(annotateFrom="scene" if scene else "disk")
+
+    def onVolumes(self):
+        self.panel.change(annotateVolumes=list(self.ui.annotateVolumesSelector.checkedNodes()))
+
+    def onAddFolder(self):
+        title = _("Teacher: a model's folder, or a folder of segmentations")
+        self.addTeacher(qt.QFileDialog.getExistingDirectory(self.panel.parent, title, str(self.panel.workingFolder)))
+
+    def onAddFile(self):
+        title = _("Teacher: a model in one file")
+        path = qt.QFileDialog.getOpenFileName(self.panel.parent, title, str(self.panel.workingFolder))
+        self.addTeacher(path[0] if isinstance(path, tuple) else path)
+
+    def addTeacher(self, path):
+        parameters = self.panel.parameters
+        if path and path not in parameters.teacherPaths:
+            weights = list(parameters.teacherWeights)
+            parameters.teacherPaths = [*parameters.teacherPaths, path]
+            parameters.teacherWeights = [*weights, 1.0]
+
+    def onRemoveTeacher(self):
+        row, parameters = self.ui.teachersTable.currentRow(), self.panel.parameters
+        if 0 <= row < len(parameters.teacherPaths):
+            parameters.teacherPaths = without(parameters.teacherPaths, row)
+            parameters.teacherWeights = without(parameters.teacherWeights, row)
+
+    def onWeight(self, row, value):
+        weights = list(self.panel.parameters.teacherWeights)
+        self.panel.change(teacherWeights=[*weights[:row], value, *weights[row + 1 :]])
+
+    def onAnnotate(self):
+        parameters = self.panel.parameters
+        if not parameters.annotateRunName.strip():
+            parameters.annotateRunName = time.strftime("run %Y-%m-%d %H.%M")
+        teachers = dict(zip(parameters.teacherPaths, parameters.teacherWeights, strict=False))
+        options = {
+            "uncertainty": parameters.uncertainty, "probabilities": parameters.probabilities,
+            "device": parameters.device,
+        }  # fmt: skip
+        with self.panel.messages():
+            if parameters.annotateFrom == "scene":
+                job = self.logic.annotate(list(parameters.annotateVolumes), teachers, self.run(), **options)
+            else:
+                job = self.logic.annotateCohort(parameters.annotateCohort, teachers, self.run(), **options)
+            job.onEvent.append(self._onEvent)
+            job.onFinished.append(self._onFinished)
+            self.panel.follow(job)
+            parameters.distilRun = str(self.run())
+            self.showCases()
+
+    def onReview(self):
+        case = self.chosen()
+        if case is None:
+            return
+        with self.panel.messages():
+            if not self._isOpen(case):
+                self.opened[case] = self.logic.loadForReview(self.shown, case)
+            volume, segmentation = self.opened[case]
+            slicer.util.setSliceViewerLayers(background=volume, fit=True)
+            for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+                node.SetDisplayVisibility(node is segmentation)
+        self.updateButtons()
+
+    def onVerdict(self, verdict):
+        case = self.chosen()
+        with self.panel.messages():
+            states = reviews.read_reviews(RunDirectory(self.shown))
+            reviews.write_review(RunDirectory(self.shown), case, None if states.get(case) == verdict else verdict)
+        self.showCases(case)
+
+    def onSaveCorrection(self):
+        case = self.chosen()
+        with self.panel.messages():
+            volume, segmentation = self.opened[case]
+            self.logic.saveCorrection(self.shown, case, segmentation, volume)
+            self.panel.status.say(_("{case}: correction saved; the student learns it").format(case=case))
+        self.showCases(case)
+
+    def onDiscardCorrection(self):
+        case = self.chosen()
+        with self.panel.messages():
+            self.logic.discardCorrection(self.shown, case)
+            self.opened.pop(case, None)
+        self.showCases(case)
+
+    def showCases(self, chosen=None):
+        """Fill the table of cases anew: the least sure ones first, since they need a look most."""
+        self.shown = self.run()
+        there = self.shown is not None and self.shown.is_dir()
+        states = reviews.case_states(RunDirectory(self.shown)) if there else []
+        states = sorted(states, key=lambda state: (state.confidence is None, state.confidence))
+        self.rows = states
+        self.ui.casesTable.setRowCount(len(states))
+        for row, state in enumerate(states):
+            self._showCase(row, state)
+        row = self._rowOf(chosen)
+        if row is not None:
+            self.ui.casesTable.selectRow(row)
+        self.updateButtons()
+
+    def _rowOf(self, case):
+        return next((row for row, state in enumerate(self.rows) if state.id == case), None)
+
+    def _showCase(self, row, state):
+        confidence = "" if state.confidence is None else f"{state.confidence:.2f}"
+        for column, text in enumerate((state.id, state.state, confidence)):
+            setCell(self.ui.casesTable, row, column, text, state.message or text)
+
+    def _isOpen(self, case):
+        nodes = self.opened.get(case)
+        return nodes is not None and all(map(SceneIO.isInScene, nodes))
+
+    def _onEvent(self, event):
+        row = self._rowOf(event.get("case"))
+        if event["event"] == "stage":
+            self.showCases(self.chosen())  # the run's cases are known now
+        elif row is not None and event["event"] == "case":
+            news = {"state": "annotated", "confidence": event.get("confidence"), "annotation": Path(event["file"])}
+            self._showNews(row, news)
+        elif row is not None and event["event"] == "problem":
+            self._showNews(row, {"state": "failed", "message": event.get("text", "")})
+
+    def _showNews(self, row, news):
+        self.rows[row] = replace(self.rows[row], **news)
+        self._showCase(row, self.rows[row])
+
+    def _onFinished(self, job):
+        self.opened.update(job.pairs)
+        self.showCases(self.chosen())
+        self.panel.distilTab.showRuns()
+        if job.status not in (0, 1) and job.error:
+            slicer.util.errorDisplay(endOf(job), windowTitle="KnowledgeTransfer")
+
+    def _showTeachers(self, parameters):
+        table = self.ui.teachersTable
+        table.setRowCount(len(parameters.teacherPaths))
+        for row, path in enumerate(parameters.teacherPaths):
+            name = FROM_SCENE if path == SCENE else nameOf(path)
+            setCell(table, row, 0, name, path)
+            if path not in self.known:
+                self._recognise(path)
+            setCell(table, row, 1, self.known[path], self.known[path])
+            weight = parameters.teacherWeights[row] if row < len(parameters.teacherWeights) else 1.0
+            self._showWeight(row, weight)
+
+    def _showWeight(self, row, weight):
+        box = self.ui.teachersTable.cellWidget(row, 2)
+        if box is None:
+            box = qt.QDoubleSpinBox()
+            box.setRange(0.01, 100)
+            box.setSingleStep(0.5)
+            box.toolTip = _("How much this teacher's opinion counts among several teachers")
+            self.ui.teachersTable.setCellWidget(row, 2, box)
+            box.connect("valueChanged(double)", lambda value, row=row: self.onWeight(row, value))
+        blocked = box.blockSignals(True)
+        box.value = weight
+        box.blockSignals(blocked)
+
+    def _recognise(self, path):
+        """Find out what a teacher segments: of a bundle at once, of other kinds the library tells."""
+        self.known[path] = ""
+        if path == SCENE:
+            self.known[path] = _("what was drawn on the chosen volumes")
+        elif bundle.is_bundle(bundle.bundle_in(path)):
+            self.known[path] = structuresOf(path)
+        elif not Requirements.missing():
+            with self.panel.messages():
+                job = self.logic.describe(path)
+                job.onFinished.append(lambda ended: self._onRecognised(path, ended))
+                self.known[path] = _("looking…")
+        else:
+            self.known[path] = _("shown once the packages are installed")
+
+    def _onRecognised(self, path, job):
+        names = [structure["name"] for structure in job.result.get("structures", [])]
+        self.known[path] = ", ".join(names) if names else job.error
+        if self.panel.parameters is not None:
+            self._showTeachers(self.panel.parameters)
+        if job.error:
+            self.panel.status.say(job.error)
+
+    def _whatIsMissing(self, given, taught, busy):
+        if busy:
+            return _("The teachers are at work")
+        if not given:
+            return _("Choose the scans first")
+        return _("Let the teachers annotate the scans") if taught else _("Add a teacher first")
+
+
+def structuresOf(path):
+    """What a bundle segments, or why it cannot be opened."""
+    try:
+        metadata = bundle.read_metadata(bundle.bundle_in(path))
+        return ", ".join(Labels.from_json(metadata[bundle.OURS]["labels"]).names)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(error)
+
+
+def stretch(table, *columns):
+    """Let the named columns take the room that the others leave."""
+    header = table.horizontalHeader()
+    header.setStretchLastSection(False)
+    for column in range(table.columnCount):
+        mode = qt.QHeaderView.Stretch if column in columns else qt.QHeaderView.ResizeToContents
+        header.setSectionResizeMode(column, mode)
+
+
+def setCell(table, row, column, text, toolTip=""):
+    item = table.item(row, column)
+    if item is None:
+        item = qt.QTableWidgetItem(text)
+        table.setItem(row, column, item)
+    if item.text() != text:
+        item.setText(text)
+    item.setToolTip(toolTip)
+
+
+def check(selector, nodes):
+    """Check these nodes, and no others, in a selector of several nodes."""
+    wanted = {node.GetID() for node in nodes if node is not None}
+    now = {node.GetID() for node in selector.checkedNodes()}
+    for nodeId in wanted ^ now:
+        node = slicer.mrmlScene.GetNodeByID(nodeId)
+        if node is not None:
+            (selector.check if nodeId in wanted else selector.uncheck)(node)
+
+
+def allOrNone(selector):
+    """The volumes that a press of `All` checks: all scans, or none when they are checked already."""
+    scans = [node for node in selector.nodes() if not SceneIO.isUncertainty(node)]
+    return [] if scans and len(selector.checkedNodes()) >= len(scans) else scans
+
+
+def nameOf(path):
+    """A model's name as people know it: that of the run that made it."""
+    folder = Path(path)
+    return folder.parent.name if folder.name == "student" else folder.name
+
+
+def setPath(widget, path):
+    if widget.currentPath != path:
+        widget.currentPath = path
+
+
+def without(values, index):
+    return [value for number, value in enumerate(values) if number != index]

@@ -1,0 +1,185 @@
+"""DistilTab: settings of a distillation, its curves while it runs, and the runs of the working folder."""
+
+from pathlib import Path
+
+import slicer
+from slicer.i18n import tr as _
+
+from KnowledgeTransferLib.records.jobs import runs_in
+from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json
+from KnowledgeTransferLib.records.students import STUDENTS
+
+from .AnnotateTab import setCell, setPath, stretch
+from .Curves import Curves
+from .Logic import endOf
+from .Status import duration
+
+LEARN_FROM_TEXTS = ("Teachers' annotations", "Expert annotations", "Both")
+LENGTH_TEXTS = ("Automatic", "Time budget", "Epochs")
+
+
+class DistilTab:
+    """The second tab."""
+
+    def __init__(self, panel):
+        self.panel, self.ui, self.logic = panel, panel.ui, panel.logic
+        self.curves = Curves(self.ui.plotWidget)
+        self.runs = []
+        ui = self.ui
+        ui.distilRunPath.connect("currentPathChanged(QString)", lambda path: panel.change(distilRun=path))
+        ui.expertCohortPath.connect("currentPathChanged(QString)", lambda path: panel.change(expertCohort=path))
+        ui.startFromPath.connect("currentPathChanged(QString)", lambda path: panel.change(startFrom=path))
+        ui.distilButton.connect("clicked()", self.onDistil)
+        ui.runsTable.connect("itemSelectionChanged()", self.updateButtons)
+        ui.runsTable.connect("cellDoubleClicked(int,int)", lambda row, column: self.onFollow())
+        ui.followRunButton.connect("clicked()", self.onFollow)
+        ui.stopRunButton.connect("clicked()", self.onStop)
+        ui.useStudentButton.connect("clicked()", self.onUseStudent)
+        stretch(ui.runsTable, 0)
+
+    def connected(self):
+        setTexts(self.ui.learnFromSelector, LEARN_FROM_TEXTS)
+        setTexts(self.ui.lengthSelector, LENGTH_TEXTS)
+
+    def sceneCloses(self):
+        self.curves.sceneCloses()
+
+    def update(self, parameters):
+        """Let the widgets follow the parameter node."""
+        ui, expert = self.ui, parameters.learnFrom != "pseudo"
+        setPath(ui.distilRunPath, parameters.distilRun)
+        setPath(ui.expertCohortPath, parameters.expertCohort)
+        setPath(ui.startFromPath, parameters.startFrom)
+        ui.studentSentence.text = STUDENTS[parameters.student].sentence
+        ui.minutesSpinBox.visible = parameters.lengthBy == "minutes"
+        ui.epochsSpinBox.visible = parameters.lengthBy == "epochs"
+        for widget in (ui.expertCohortPath, ui.expertFolderButton, ui.expertFileButton):
+            widget.enabled = expert
+        self.updateButtons()
+
+    def updateButtons(self):
+        parameters, ui = self.panel.parameters, self.ui
+        if parameters is None:
+            return
+        busy = self._busy(parameters.distilRun)
+        ui.distilButton.enabled = bool(parameters.distilRun) and not busy
+        ui.distilButton.toolTip = (
+            _("A job works in this run; it can be followed below") if busy
+            else _("Train the student; a training that was stopped goes on where it was") if parameters.distilRun
+            else _("Choose a run first: the one that you annotated, or an empty folder for expert annotations")
+        )  # fmt: skip
+        run = self.chosen()
+        ui.followRunButton.enabled = run is not None
+        ui.stopRunButton.enabled = run is not None and run.state == "running"
+        ui.useStudentButton.enabled = run is not None and run.has_student
+
+    def chosen(self):
+        row = self.ui.runsTable.currentRow()
+        return self.runs[row] if 0 <= row < len(self.runs) else None
+
+    def settings(self):
+        """The settings of the training that the user chose; the library chooses the others from the cohort."""
+        p = self.panel.parameters
+        chosen = {"student": p.student, "annotations": p.learnFrom, "soft": p.soft, "seed": p.seed, "device": p.device}
+        if p.lengthBy == "minutes":
+            chosen["minutes"] = p.minutes
+        elif p.lengthBy == "epochs":
+            chosen["epochs"] = p.epochs
+        if p.startFrom:
+            chosen["start_from"] = p.startFrom
+            del chosen["student"]  # it is that of the bundle
+        return chosen
+
+    def onDistil(self):
+        p = self.panel.parameters
+        with self.panel.messages():
+            cohort = p.expertCohort if p.learnFrom != "pseudo" and p.expertCohort else None
+            job = self.logic.distil(p.distilRun, cohort, self.ui.restartCheckBox.checked, **self.settings())
+            self.ui.restartCheckBox.checked = False
+            self.curves.clear()
+            self._watch(job)
+
+    def followRun(self, path):
+        """Show a run: live while it goes on, else the curves that it left."""
+        run = RunDirectory(path)
+        state = next((state for state in self.runs if state.path == run.path), None)
+        self.curves.clear()
+        if state is None or state.state != "running":
+            history = read_json(run.training)["history"] if run.training.is_file() else []
+            self.curves.show(history)
+            self.panel.status.say(f"{run.path.name}: {state.state if state else ''} {state.text if state else ''}")
+            return
+        job = self.logic.attach(path)
+        if job is not self.panel.status.job:
+            self._watch(job)
+
+    def onFollow(self):
+        if self.chosen() is not None:
+            with self.panel.messages():
+                self.followRun(self.chosen().path)
+
+    def onStop(self):
+        """Stop a run, whoever started it; what is done is kept."""
+        if self.chosen() is not None:
+            with self.panel.messages():
+                self.logic.attach(self.chosen().path).cancel()
+
+    def onUseStudent(self):
+        if self.chosen() is not None:
+            self.panel.segmentTab.choose(str(RunDirectory(self.chosen().path).student))
+            self.ui.tabs.setCurrentIndex(2)
+
+    def showRuns(self):
+        """Fill the table with the runs of the working folder, also those of another Slicer or a shell."""
+        chosen = self.chosen()
+        self.runs = runs_in(self.panel.workingFolder)
+        table = self.ui.runsTable
+        if table.rowCount != len(self.runs):
+            table.setRowCount(len(self.runs))
+        for row, run in enumerate(self.runs):
+            progress = f"{100 * run.done // run.total} %" if run.total else ""
+            left = duration(run.time_left_s) if run.state == "running" and run.time_left_s is not None else ""
+            for column, text in enumerate((run.name, run.step, run.state, progress, left)):
+                setCell(table, row, column, text, run.text or str(run.path))
+            if chosen is not None and run.path == chosen.path and table.currentRow() != row:
+                table.selectRow(row)
+        self.updateButtons()
+
+    def _busy(self, path):
+        if not path:
+            return False
+        own = self.logic.library.jobIn(path)
+        return own is not None or any(r.state == "running" and r.path == Path(path) for r in self.runs)
+
+    def _watch(self, job):
+        job.onEvent.append(self._onEvent)
+        job.onFinished.append(self._onFinished)
+        self.panel.follow(job)
+        self.showRuns()
+
+    def _onEvent(self, event):
+        if event["event"] == "start":
+            self.curves.clear()
+        elif event["event"] == "metrics":
+            self.curves.add(event)
+
+    def _onFinished(self, job):
+        self.showRuns()
+        if job.step == "distil" and job.status in (0, 1):
+            self.curves.show(self._history(job.run))
+            self.panel.segmentTab.choose(str(job.run.student))
+        elif job.status not in (0, 1) and job.error:
+            slicer.util.errorDisplay(endOf(job), windowTitle="KnowledgeTransfer")
+
+    @staticmethod
+    def _history(run):
+        try:
+            return read_json(run.training)["history"]
+        except (OSError, ValueError, KeyError):
+            return []
+
+
+def setTexts(selector, texts):
+    """Plain words in place of a choice's values; Slicer's connector reads a choice by its index."""
+    for index, text in enumerate(texts):
+        selector.setItemText(index, text)

@@ -1,0 +1,107 @@
+"""Requirements: what the library needs in Slicer's Python; installed only when needed, after one clear question."""
+
+import re
+import tempfile
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import slicer
+from slicer.i18n import tr as _
+
+KEPT = ("numpy", "SimpleITK", "requests")  # of Slicer itself; pip must not replace them
+LINE = re.compile(r"^([A-Za-z0-9_.-]+)\s*(?:>=\s*([0-9.]+))?")
+
+
+class RequirementsError(RuntimeError):
+    """Something that the library needs is not there; the message says what to do."""
+
+
+def requirements():
+    """Name and lowest version of each package, from the library's own list."""
+    text = (Path(find_spec("KnowledgeTransferLib").origin).parent / "requirements.txt").read_text(encoding="utf-8")
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return [LINE.match(line).groups() for line in lines if line]
+
+
+def missing():
+    """The requirements that are not met, such as ["torch>=2.8"]; nothing is imported to find out."""
+    return [f"{name}>={lowest}" if lowest else name for name, lowest in requirements() if not _isThere(name, lowest)]
+
+
+def _isThere(name, lowest):
+    try:
+        found = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return not lowest or _numbers(found) >= _numbers(lowest)
+
+
+def _numbers(version):
+    return [int(part) for part in re.match(r"[0-9.]*", version)[0].strip(".").split(".") if part]
+
+
+def explanation(packages):
+    return _(
+        "KnowledgeTransfer needs these Python packages, which are not installed yet:\n\n{packages}\n\n"
+        "They are downloaded from pypi.org and pytorch.org (up to 3 GB for a GPU) and installed into Slicer's own "
+        "Python. Nothing is sent anywhere. Install them now?"
+    ).format(packages=", ".join(packages))
+
+
+def ensure(ask=True):
+    """Install what is missing, after asking.
+
+    Raises:
+        RequirementsError: the user declined, PyTorch's extension is missing, or the installation did not work.
+    """
+    packages = missing()
+    if not packages:
+        return
+    if ask and not slicer.util.confirmOkCancelDisplay(explanation(packages), _("Install Python packages")):
+        raise RequirementsError(_("Not installed: {packages}").format(packages=", ".join(packages)))
+    torch = next((package for package in packages if re.match(r"torch\b", package)), None)
+    if torch:
+        _installTorch(torch)
+    others = [package for package in packages if package != torch]
+    if others:
+        _pipInstall(others)
+    left = missing()
+    if left:
+        raise RequirementsError(
+            _("Could not be installed: {packages}. Restart Slicer and try again").format(packages=", ".join(left))
+        )
+
+
+def _installTorch(requirement):
+    """Through the extension PyTorch, which knows the right build for this computer's GPU."""
+    try:
+        import PyTorchUtils
+    except ImportError:
+        raise RequirementsError(
+            _("The extension PyTorch is missing; install it in the Extensions Manager and restart Slicer")
+        ) from None
+    version = requirement[len("torch") :]
+    if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=version) is None:
+        raise RequirementsError(_("PyTorch could not be installed; see the extension PyTorch (module PyTorch Util)"))
+
+
+def _pipInstall(packages):
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "constraints.txt"
+        constraints.write_text("\n".join(_pins()), encoding="utf-8")
+        if find_spec("slicer.packaging"):  # Slicer 5.12
+            from slicer.packaging import pip_ensure
+
+            pip_ensure(packages, constraints=constraints, prompt_install=False, requester="KnowledgeTransfer")
+        else:
+            slicer.util.pip_install([*packages, "-c", str(constraints)])
+
+
+def _pins():
+    """What must stay as it is, as pip's constraints."""
+    for name in (*KEPT, "torch"):
+        try:
+            yield f"{name}=={metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            continue

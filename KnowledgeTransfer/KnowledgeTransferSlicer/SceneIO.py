@@ -1,0 +1,215 @@
+"""SceneIO: MRML nodes to files and back, with geometry, names, colours and terminology."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import slicer
+import vtk
+
+UNCERTAINTY_COLORS = "vtkMRMLColorTableNodeFileHotToColdRainbow.txt"
+VOLUMES = "KnowledgeTransfer.VolumesMl"  # attribute of a segmentation node
+UNCERTAINTY = "KnowledgeTransfer.UncertaintyOf"  # attribute of a volume node
+UNCERTAINTY_FROM = 0.1  # what is surer than this is not shown
+
+
+class VolumeError(ValueError):
+    """A volume that cannot be given to the library; the message says why and what to do."""
+
+
+def checkVolume(volume):
+    """Whether the library can work on a node of the scene.
+
+    Raises:
+        VolumeError: no image, several components, or a transform that bends or shears it.
+    """
+    if volume is None:
+        raise VolumeError("No volume is chosen; load a scan and choose it")
+    name = volume.GetName()
+    if not volume.IsA("vtkMRMLScalarVolumeNode") or volume.IsA("vtkMRMLLabelMapVolumeNode"):
+        raise VolumeError(f"{name}: is a {volume.GetNodeTagName()}; a scalar volume is needed")
+    image = volume.GetImageData()
+    if image is None or image.GetNumberOfPoints() == 0:
+        raise VolumeError(f"{name}: holds no image; load it again or choose another volume")
+    if image.GetNumberOfScalarComponents() != 1:
+        raise VolumeError(
+            f"{name}: is a vector volume of {image.GetNumberOfScalarComponents()} components; convert it to a scalar "
+            "volume first (module Vector To Scalar Volume)"
+        )
+    transform = volume.GetParentTransformNode()
+    if transform is not None and not transform.IsTransformToWorldLinear():
+        raise VolumeError(
+            f"{name}: lies under the non-linear transform {transform.GetName()}; harden it (module Transforms) first"
+        )
+    axes = worldMatrix(volume)[:3, :3]
+    axes = axes / np.linalg.norm(axes, axis=0)
+    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+        raise VolumeError(f"{name}: its transform shears it; harden the transform and resample the volume first")
+
+
+def hintOf(volume):
+    """A sentence that the user should read before `volume` is used; empty where there is none."""
+    sequences = getattr(slicer.modules, "sequences", None)
+    browser = sequences.logic().GetFirstBrowserNodeForProxyNode(volume) if sequences and sequences.logic() else None
+    if browser is None:
+        return ""
+    return f"{volume.GetName()} is a sequence; the frame that is shown now is taken"
+
+
+def worldMatrix(volume):
+    """Voxel to RAS in the world, (4, 4), with the parent transform."""
+    matrix = vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(matrix)
+    toWorld = vtk.vtkMatrix4x4()
+    if volume.GetParentTransformNode() is not None:
+        volume.GetParentTransformNode().GetMatrixTransformToWorld(toWorld)
+    vtk.vtkMatrix4x4.Multiply4x4(toWorld, matrix, matrix)
+    return np.array([[matrix.GetElement(i, j) for j in range(4)] for i in range(4)])
+
+
+def caseIds(volumes):
+    """A file name for each volume: its node's name without what file systems refuse, and no two alike."""
+    ids, taken = [], set()
+    for volume in volumes:
+        plain = re.sub(r'[/\\:*?"<>|\x00-\x1f]', "_", volume.GetName()).strip(" .") or "scan"
+        name, number = plain, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{plain} {number}"
+        taken.add(name.casefold())
+        ids.append(name)
+    return ids
+
+
+def exportVolume(volume, path):
+    """Write a volume where it lies in the world (its parent transform applied).
+
+    Raises:
+        VolumeError: it cannot be used, or Slicer could not write the file.
+    """
+    checkVolume(volume)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # Uncompressed: the file is read once, on this machine.
+    if not slicer.util.exportNode(volume, str(path), {"useCompression": 0}, world=True):
+        raise VolumeError(f"{volume.GetName()}: Slicer could not write {path}; is the disk full or read-only?")
+
+
+def exportSegmentation(segmentation, volume, path):
+    """Write a segmentation as .seg.nrrd on the voxels of `volume`; where segments overlap the later one wins.
+
+    Raises:
+        VolumeError: there is no segment, or Slicer could not write the file.
+    """
+    source = segmentation.GetSegmentation()
+    if source.GetNumberOfSegments() == 0:
+        raise VolumeError(f"{segmentation.GetName()}: holds no segments")
+    scene, logic = slicer.mrmlScene, slicer.modules.segmentations.logic()
+    labelmap = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
+    flat = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    try:
+        ids = vtk.vtkStringArray()
+        for number in range(source.GetNumberOfSegments()):
+            ids.InsertNextValue(source.GetNthSegmentID(number))
+        extent = slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY
+        labelmap.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+        logic.ExportSegmentsToLabelmapNode(segmentation, ids, labelmap, volume, extent)
+        flat.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+        flat.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+        _importLabelmap(labelmap, flat, source)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if not slicer.util.exportNode(flat, str(path), {}, world=True):
+            raise VolumeError(f"{segmentation.GetName()}: Slicer could not write {path}")
+    finally:
+        scene.RemoveNode(labelmap)
+        scene.RemoveNode(flat)
+
+
+def _importLabelmap(labelmap, flat, source):
+    """Make segments of a label map whose value n is the nth segment of `source`, with its name, colour and tags."""
+    array = slicer.util.arrayFromVolume(labelmap)
+    values = [int(value) for value in np.unique(array) if value]
+    slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(labelmap, flat)
+    for number, value in enumerate(values):
+        made, original = flat.GetSegmentation().GetNthSegment(number), source.GetNthSegment(value - 1)
+        made.SetName(original.GetName())
+        made.SetColor(original.GetColor())
+        tag = vtk.reference("")
+        if original.GetTag("TerminologyEntry", tag):
+            made.SetTag("TerminologyEntry", str(tag))
+
+
+def loadSegmentation(path, volume, name):
+    """Load a .seg.nrrd that was made of `volume` as it lies in the world: a new node with the volume's geometry,
+    transform and place in the subject hierarchy."""
+    node = slicer.util.loadSegmentation(str(path))
+    node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
+    _putBesides(node, volume)
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
+def loadUncertainty(path, volume, name):
+    """Load an uncertainty map as a colour overlay of `volume`."""
+    node = slicer.util.loadVolume(str(path), {"show": False})
+    node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
+    _putBesides(node, volume)
+    node.SetAttribute(UNCERTAINTY, volume.GetID())
+    display = node.GetDisplayNode()
+    if slicer.mrmlScene.GetNodeByID(UNCERTAINTY_COLORS):
+        display.SetAndObserveColorNodeID(UNCERTAINTY_COLORS)
+    display.AutoWindowLevelOff()
+    display.SetWindowLevelMinMax(0, 1)
+    display.AutoThresholdOff()
+    display.SetThreshold(UNCERTAINTY_FROM, 1)
+    display.ApplyThresholdOn()
+    slicer.util.setSliceViewerLayers(background=volume, foreground=node, foregroundOpacity=0.5)
+    return node
+
+
+def isUncertainty(node):
+    return node.GetAttribute(UNCERTAINTY) is not None
+
+
+def _putBesides(node, volume):
+    """Give a node that lies in the world the parent transform and the subject-hierarchy place of `volume`."""
+    transform = volume.GetParentTransformNode()
+    if transform is not None:
+        fromWorld = vtk.vtkMatrix4x4()
+        transform.GetMatrixTransformFromWorld(fromWorld)
+        node.ApplyTransformMatrix(fromWorld)
+        node.SetAndObserveTransformNodeID(transform.GetID())
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    own, others = hierarchy.GetItemByDataNode(node), hierarchy.GetItemByDataNode(volume)
+    if own and others:
+        hierarchy.SetItemParent(own, hierarchy.GetItemParent(others))
+
+
+def isInScene(node):
+    """Whether a node that was remembered is still there; ids are given anew in the next scene, so they do not tell."""
+    return node is not None and bool(slicer.mrmlScene.IsNodePresent(node))
+
+
+def segmentNames(segmentation):
+    source = segmentation.GetSegmentation()
+    return [source.GetNthSegment(n).GetName() for n in range(source.GetNumberOfSegments())]
+
+
+def setVolumesMl(segmentation, volumesMl):
+    """Keep the volume of each structure with the node, so that it is saved with the scene."""
+    segmentation.SetAttribute(VOLUMES, json.dumps(volumesMl))
+
+
+def volumesMl(segmentation):
+    """Structure name -> ml; {} for a segmentation that was not made here."""
+    try:
+        values = json.loads(segmentation.GetAttribute(VOLUMES) or "{}")
+    except ValueError:  # a scene that somebody else wrote
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def referenceVolume(segmentation):
+    """The volume that a segmentation was made of, or None."""
+    return segmentation.GetNodeReference(slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole())

@@ -1,0 +1,205 @@
+"""Widget: the panel. It connects the .ui to the three tabs, and shows in the status area what the library does."""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
+from slicer.util import VTKObservationMixin
+
+from KnowledgeTransferLib.records.jobs import runs_in
+from KnowledgeTransferLib.records.progress import explain
+
+from . import Requirements
+from .AnnotateTab import AnnotateTab
+from .DistilTab import DistilTab
+from .Logic import KnowledgeTransferLogic
+from .ParameterNode import DEVICES
+from .SegmentTab import SegmentTab
+from .Status import Status
+
+WORKING_FOLDER = "KnowledgeTransfer/WorkingFolder"  # in Slicer's application settings
+DEVICE = "KnowledgeTransfer/Device"
+REFRESH_MS = 2000
+DEVICE_TEXTS = ("Automatic", "NVIDIA graphics card (cuda)", "Apple graphics (mps)", "Processor (cpu)")
+
+
+class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """What Slicer shows of the module."""
+
+    def __init__(self, parent=None):
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self.ui = None
+        self.tabs = []
+        self.parameters = None
+        self._guiTag = None
+        self._updating = False
+
+    def setup(self):
+        ScriptedLoadableModuleWidget.setup(self)
+        panel = slicer.util.loadUI(self.resourcePath("UI/KnowledgeTransfer.ui"))
+        self.layout.addWidget(panel)
+        self.ui = slicer.util.childWidgetVariables(panel)
+        panel.setMRMLScene(slicer.mrmlScene)
+        self.logic = KnowledgeTransferLogic()
+        self.status = Status(self.ui)
+        self.annotateTab, self.distilTab, self.segmentTab = AnnotateTab(self), DistilTab(self), SegmentTab(self)
+        self.tabs = [self.annotateTab, self.distilTab, self.segmentTab]
+        self._restoreSettings()
+        self.ui.workingFolderPath.connect("currentPathChanged(QString)", self.onWorkingFolder)
+        self.ui.deviceSelector.connect("activated(int)", self.onDevice)  # by the user alone
+        self.ui.installButton.connect("clicked()", self.onInstall)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndClose)
+        self._refreshTimer = qt.QTimer()
+        self._refreshTimer.setInterval(REFRESH_MS)
+        self._refreshTimer.connect("timeout()", self.distilTab.showRuns)
+        self.initializeParameterNode()
+        self.showRequirements()
+
+    def cleanup(self):
+        """Slicer ends, or the module is loaded anew: runs go on unless the user chose otherwise."""
+        self._refreshTimer.stop()
+        stop = bool(self.parameters and self.parameters.stopWithSlicer)
+        self.setParameterNode(None)
+        self.removeObservers()
+        self.logic.close(stop)
+
+    def onReload(self):
+        """Developers load the module anew: its packages, too."""
+        for name in [n for n in sys.modules if n.split(".")[0] in ("KnowledgeTransferSlicer", "KnowledgeTransferLib")]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
+
+    def enter(self):
+        """The user opens the module: show where things stand, also of runs that another Slicer started."""
+        self.initializeParameterNode()
+        self.showRequirements()
+        self._refreshTimer.start()
+        self.distilTab.showRuns()
+        self.annotateTab.showCases()
+        self._followWhatRuns()
+
+    def exit(self):
+        self._refreshTimer.stop()
+
+    def onSceneStartClose(self, caller=None, event=None):
+        self.setParameterNode(None)
+        for tab in self.tabs:
+            tab.sceneCloses()
+
+    def onSceneEndClose(self, caller=None, event=None):
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
+    def initializeParameterNode(self):
+        self.setParameterNode(self.logic.getParameterNode())
+        device = slicer.app.settings().value(DEVICE)
+        if device and self.parameters.device == "auto":
+            self.parameters.device = str(device)
+
+    def setParameterNode(self, parameters):
+        """Connect the widgets with the scene's parameter node; None when there is none."""
+        if self.parameters:
+            self.parameters.disconnectGui(self._guiTag)
+            self.removeObserver(self.parameters, vtk.vtkCommand.ModifiedEvent, self.onParameters)
+        self.parameters = parameters
+        if parameters:
+            self._guiTag = parameters.connectGui(self.ui)
+            setTexts(self.ui.deviceSelector, DEVICE_TEXTS)
+            for tab in self.tabs:
+                tab.connected()
+            self.addObserver(parameters, vtk.vtkCommand.ModifiedEvent, self.onParameters)
+            self.onParameters()
+
+    def onParameters(self, caller=None, event=None):
+        """Something was set, by the user or by a script: let the widgets that Slicer does not connect follow."""
+        if self.parameters is None or self._updating:
+            return
+        self._updating = True
+        try:
+            for tab in self.tabs:
+                tab.update(self.parameters)
+        finally:
+            self._updating = False
+
+    def change(self, **values):
+        """Set parameters on the user's behalf, unless the widgets are just being set from the parameters."""
+        if self.parameters is not None and not self._updating:
+            for name, value in values.items():
+                setattr(self.parameters, name, value)
+
+    @property
+    def workingFolder(self):
+        path = self.ui.workingFolderPath.currentPath
+        return Path(path) if path else Path.home() / "KnowledgeTransfer"
+
+    @contextlib.contextmanager
+    def messages(self):
+        """Show what is in the way of the user's wish in a dialog, instead of a traceback."""
+        try:
+            yield
+        except (ValueError, OSError, RuntimeError) as error:
+            self.status.say(explain(error))
+            slicer.util.errorDisplay(explain(error), windowTitle="KnowledgeTransfer")
+
+    def follow(self, job):
+        """Show a job in the status area and let the tabs know of its events."""
+        self.status.follow(job)
+        job.onFinished.append(lambda ended: self.updateButtons())
+        self.updateButtons()
+
+    def updateButtons(self):
+        if self.parameters is not None:
+            for tab in self.tabs:
+                tab.updateButtons()
+
+    def jobOf(self, step):
+        """The job of that step which this Slicer follows, or None."""
+        return next((job for job in self.logic.library.jobs if job.step == step and job.running), None)
+
+    def onWorkingFolder(self, path):
+        slicer.app.settings().setValue(WORKING_FOLDER, path)
+        self.distilTab.showRuns()
+        self.annotateTab.showCases()
+
+    def onDevice(self, index):
+        slicer.app.settings().setValue(DEVICE, DEVICES[index])
+
+    def onInstall(self):
+        with self.messages():
+            Requirements.ensure()
+        self.showRequirements()
+
+    def showRequirements(self):
+        packages = Requirements.missing()
+        self.ui.requirementsFrame.visible = bool(packages)
+        self.ui.requirementsLabel.text = _(
+            "Needed and not installed yet: {packages}. Runs can be looked at and reviewed without; to annotate, distil "
+            "or segment, install them (once, needs the internet)."
+        ).format(packages=", ".join(packages))
+
+    def _restoreSettings(self):
+        folder = slicer.app.settings().value(WORKING_FOLDER) or str(Path.home() / "KnowledgeTransfer")
+        self.ui.workingFolderPath.currentPath = str(folder)
+
+    def _followWhatRuns(self):
+        """Take up the newest run of the working folder that is going on, so that reopening Slicer finds it."""
+        if self.status.job is not None and self.status.job.running:
+            return
+        running = next((state for state in runs_in(self.workingFolder) if state.state == "running"), None)
+        if running is not None:
+            self.distilTab.followRun(running.path)
+
+
+def setTexts(selector, texts):
+    """Plain words in place of a choice's values; Slicer's connector reads a choice by its index."""
+    for index, text in enumerate(texts):
+        selector.setItemText(index, text)

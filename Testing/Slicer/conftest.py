@@ -1,0 +1,139 @@
+"""Fixtures that the tests of the Slicer extension share: a scene, volumes, the panel; all without the application."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+REPOSITORY = Path(__file__).parents[2]
+MODULE = REPOSITORY / "KnowledgeTransfer" / "KnowledgeTransfer.py"
+NEEDS_NO_SLICER = {"test_module_source.py", "test_packaging.py"}
+sys.path[:0] = [str(Path(__file__).parent / "standin"), str(MODULE.parent)]
+
+
+def _what_is_missing() -> str:
+    """Why the extension cannot be tested here, or an empty text."""
+    try:
+        import slicer_standin
+
+        slicer_standin.prepare()
+    except ImportError as error:  # a package, or a system library that one of them needs
+        return f"the tests of the Slicer extension need slicer-core, PySide6 and their system libraries: {error}"
+    return ""
+
+
+class _FileWithoutSlicer(pytest.Module):
+    """A test file that cannot be imported for a reason that is known."""
+
+    reason = ""
+
+    def collect(self):
+        if os.environ.get("KT_CI"):
+            raise self.CollectError(self.reason)
+        pytest.skip(self.reason, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent):
+    """Without slicer-core the tests skip on a developer's machine, and fail in CI (KT_CI)."""
+    if module_path.name in NEEDS_NO_SLICER:
+        return None
+    reason = _what_is_missing()
+    if not reason:
+        return None
+    file = _FileWithoutSlicer.from_parent(parent, path=module_path)
+    file.reason = reason
+    return file
+
+
+@pytest.fixture(scope="session")
+def app():
+    """The stand-in for slicer.app, with its event loop."""
+    import slicer_standin
+
+    return slicer_standin.boot()
+
+
+@pytest.fixture
+def slot_errors(app) -> list:
+    """Exceptions that left a slot; a test that expects some clears the list."""
+    import slicer_standin
+
+    slicer_standin.collect_errors()
+    slicer_standin.errors.clear()
+    return slicer_standin.errors
+
+
+@pytest.fixture
+def dialogs(app):
+    """`dialogs.shown`: what was on the screen. `dialogs.answer(value)`: what the next dialog returns."""
+    from slicer_standin import dialogs
+
+    dialogs.forget()
+    yield dialogs
+    dialogs.forget()
+
+
+@pytest.fixture
+def a_scene(app, dialogs, slot_errors, monkeypatch, tmp_path_factory):
+    """The empty scene, with empty application settings and home; an exception in a slot fails the test."""
+    import slicer
+
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setattr(Path, "home", lambda: home)
+    _clear(slicer.mrmlScene)
+    slicer.app.settings().clear()
+    slot_errors.clear()
+    yield slicer.mrmlScene
+    app.processEvents()
+    _clear(slicer.mrmlScene)
+    assert not slot_errors, f"an exception left a slot or an observer: {slot_errors!r}"
+
+
+def _clear(scene) -> None:
+    """Closes the scene as Slicer does, which keeps the nodes of the application; parameter nodes go too."""
+    scene.Clear(0)
+    for node in [scene.GetNthNode(n) for n in range(scene.GetNumberOfNodes())]:
+        if node.IsA("vtkMRMLScriptedModuleNode"):
+            scene.RemoveNode(node)
+
+
+@pytest.fixture
+def a_volume(a_scene):
+    """Makes volume nodes: `a_volume(array_kji, ijk_to_ras=None, name="CT")`, with an array or a shape of zeros."""
+    import numpy as np
+    import slicer
+
+    def make(values=(12, 10, 8), ijk_to_ras=None, name="CT", node_class="vtkMRMLScalarVolumeNode"):
+        array = np.zeros(values, np.int16) if isinstance(values, tuple) else np.asarray(values)
+        affine = np.eye(4) if ijk_to_ras is None else np.asarray(ijk_to_ras, float)
+        return slicer.util.addVolumeFromArray(array, affine, name, node_class)
+
+    return make
+
+
+@pytest.fixture
+def the_panel(a_scene):
+    """The module's panel, loaded and set up as Slicer does; closed at the end."""
+    import slicer_standin
+
+    slicer_standin.load_module(MODULE)
+    yield slicer_standin.open_panel(MODULE.stem)
+    slicer_standin.close_panel(MODULE.stem)
+
+
+@pytest.fixture
+def wait_until(app):
+    """`wait_until(condition, seconds=20)` runs the event loop until the condition holds."""
+
+    def wait(condition, seconds: float = 20.0):
+        end = time.monotonic() + seconds
+        while not (result := condition()):
+            assert time.monotonic() < end, f"waited {seconds} s for {condition}"
+            app.processEvents()
+            time.sleep(0.005)
+        return result
+
+    return wait

@@ -1,0 +1,215 @@
+"""AnnotateTab: scans and teachers are chosen, the teachers annotate, a person reviews; with the real library."""
+
+import numpy as np
+import pytest
+
+from KnowledgeTransferLib.learning.volume import read_annotation
+from KnowledgeTransferLib.records.reviews import case_states
+from KnowledgeTransferLib.records.run_directory import RunDirectory
+
+
+@pytest.fixture
+def tab(the_panel, tmp_path):
+    """The panel with a working folder; the test's end stops what still runs."""
+    the_panel.ui.workingFolderPath.currentPath = str(tmp_path / "work")
+    the_panel.parameters.device = "cpu"
+    yield the_panel.annotateTab
+    for job in the_panel.logic.library.jobs:
+        job.cancel()
+        job.stopProcesses(gently=True)
+
+
+@pytest.fixture
+def a_scan(a_scene, a_foreign_cohort):
+    import slicer
+
+    return slicer.util.loadVolume(str(sorted((a_foreign_cohort / "images").iterdir())[0]))
+
+
+def texts(table) -> list[list[str]]:
+    def text(row, column):
+        item = table.item(row, column)
+        return item.text() if item is not None else ""
+
+    return [[text(row, column) for column in range(table.columnCount)] for row in range(table.rowCount)]
+
+
+def test_a_loaded_volume_is_annotated_by_the_press_of_a_button(tab, a_scan, a_teacher, wait_until, dialogs):
+    import slicer
+
+    ui, panel = tab.ui, tab.panel
+    assert not ui.annotateButton.enabled and "Choose the scans first" in ui.annotateButton.toolTip
+    ui.annotateVolumesSelector.check(a_scan)
+    assert "Add a teacher" in ui.annotateButton.toolTip
+    dialogs.answer(str(a_teacher))
+    ui.addTeacherFolderButton.click()
+    assert texts(ui.teachersTable)[0][0] == a_teacher.parent.name and "liver" in texts(ui.teachersTable)[0][1]
+    assert ui.annotateButton.enabled
+
+    ui.uncertaintyCheckBox.checked = True
+    ui.annotateRunName.text = "first run"
+    ui.annotateButton.click()
+    assert ui.cancelButton.enabled and not ui.annotateButton.enabled
+    wait_until(lambda: not panel.status.job.running, 60)
+    assert panel.status.job.status == 0, panel.status.job.error
+    node = slicer.util.getNode(f"{a_scan.GetName()} pseudo-annotation")
+    assert "liver" in [
+        node.GetSegmentation().GetNthSegment(n).GetName() for n in range(node.GetSegmentation().GetNumberOfSegments())
+    ]
+    overlay = slicer.util.getNode(f"{a_scan.GetName()} uncertainty")
+    assert slicer.util.arrayFromVolume(overlay).min() >= 0 and slicer.util.arrayFromVolume(overlay).max() <= 1
+    assert texts(ui.casesTable)[0][:2] == [a_scan.GetName(), "annotated"] and float(texts(ui.casesTable)[0][2]) > 0
+    assert ui.annotateButton.enabled and not ui.cancelButton.enabled
+    assert panel.parameters.distilRun == str(panel.workingFolder / "first run")
+    assert "done" in ui.statusLabel.text
+
+
+def test_a_cohort_on_disk_fills_the_table_with_the_least_sure_first(tab, a_foreign_cohort, a_teacher, wait_until):
+    ui, panel = tab.ui, tab.panel
+    ui.annotateCohortRadio.click()
+    ui.annotateCohortPath.currentPath = str(a_foreign_cohort)
+    tab.addTeacher(str(a_teacher))
+    ui.annotateButton.click()
+    assert panel.parameters.annotateRunName.startswith("run 2")  # a name is made where none was given
+    wait_until(lambda: not panel.status.job.running, 60)
+    rows = texts(ui.casesTable)
+    assert len(rows) == 4 and all(row[1] == "annotated" for row in rows)
+    confidence = [float(row[2]) for row in rows]
+    assert confidence == sorted(confidence)
+
+
+@pytest.fixture
+def reviewing(tab, an_annotated_run):
+    """The tab on a run with four annotated cases."""
+    tab.ui.workingFolderPath.currentPath = str(an_annotated_run.parent)
+    tab.panel.parameters.annotateRunName = an_annotated_run.name
+    assert tab.ui.casesTable.rowCount == 4
+    return tab
+
+
+def test_cases_are_accepted_and_rejected_and_the_verdict_can_be_taken_back(reviewing):
+    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
+    assert not ui.acceptButton.enabled
+    ui.casesTable.selectRow(1)
+    case = reviewing.chosen()
+    ui.rejectButton.click()
+    assert next(s.state for s in case_states(run) if s.id == case) == "rejected"
+    assert [row[1] for row in texts(ui.casesTable) if row[0] == case] == ["rejected"]
+    assert reviewing.chosen() == case  # the row stays chosen
+    ui.rejectButton.click()
+    assert next(s.state for s in case_states(run) if s.id == case) == "annotated"
+    ui.acceptButton.click()
+    assert next(s.state for s in case_states(run) if s.id == case) == "accepted"
+
+
+def test_an_edited_annotation_is_saved_as_a_correction_and_learnt(reviewing, wait_until):
+    import slicer
+
+    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
+    ui.casesTable.selectRow(0)
+    case = reviewing.chosen()
+    assert not ui.saveCorrectionButton.enabled  # not loaded yet
+    ui.reviewButton.click()
+    volume, segmentation = reviewing.opened[case]
+    source = segmentation.GetSegmentation()
+    value, segment_id = source.GetNthSegment(0).GetLabelValue(), source.GetNthSegmentID(0)
+    mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segment_id, volume)
+    mask[:] = 0
+    mask[:3] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, segment_id, volume)
+    assert ui.saveCorrectionButton.enabled
+    ui.saveCorrectionButton.click()
+    assert [row[1] for row in texts(ui.casesTable) if row[0] == case] == ["corrected"]
+    found = read_annotation(run.corrected_annotation(case))
+    assert np.count_nonzero(found == value) == mask.sum()
+    ui.discardCorrectionButton.click()
+    assert not run.corrected_annotation(case).exists()
+
+
+def test_a_case_loaded_twice_is_loaded_once(reviewing):
+    import slicer
+
+    reviewing.ui.casesTable.selectRow(0)
+    reviewing.ui.reviewButton.click()
+    reviewing.ui.reviewButton.click()
+    assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 1
+    slicer.mrmlScene.Clear(0)
+    reviewing.panel.parameters.annotateRunName = RunDirectory(reviewing.shown or "").path.name
+    assert reviewing.opened == {}
+
+
+def test_cancel_in_the_middle_leaves_no_process_and_no_half_file(tab, a_foreign_cohort, a_teacher, wait_until):
+    import psutil
+
+    ui, panel = tab.ui, tab.panel
+    panel.parameters.annotateFrom = "disk"
+    panel.parameters.annotateCohort = str(a_foreign_cohort)
+    tab.addTeacher(str(a_teacher))
+    ui.annotateButton.click()
+    job = panel.status.job
+    processes = [psutil.Process(job.process.pid)]
+    ui.cancelButton.click()
+    assert not ui.cancelButton.enabled and "stopping" in ui.statusLabel.text
+    wait_until(lambda: not job.running, 30)
+    assert job.status in (130, 0)
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+    assert not list(job.run.path.rglob(".partial-*"))
+
+
+def test_the_scene_may_be_closed_while_the_teachers_work(tab, a_scan, a_teacher, wait_until):
+    import slicer
+
+    panel, name = tab.panel, a_scan.GetName()
+    tab.ui.annotateVolumesSelector.check(a_scan)
+    tab.addTeacher(str(a_teacher))
+    tab.ui.annotateButton.click()
+    job = panel.status.job
+    slicer.mrmlScene.Clear(0)
+    wait_until(lambda: not job.running, 60)
+    assert job.status == 0 and job.nodes == []
+    assert "no longer in the scene" in tab.ui.statusLabel.text
+    assert RunDirectory(job.run.path).pseudo_annotation(name).is_file()
+
+
+def test_a_teacher_of_no_known_kind_says_which_kinds_there_are(tab, tmp_path, wait_until):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.txt").write_text("hello")
+    tab.addTeacher(str(tmp_path / "notes"))
+    wait_until(lambda: "no kind of teacher" in texts(tab.ui.teachersTable)[0][1], 60)
+    assert "Known are" in tab.ui.statusLabel.text
+
+
+def test_weights_and_teachers_are_kept_in_the_scene(tab, a_teacher, tmp_path):
+    parameters = tab.panel.parameters
+    tab.addTeacher(str(a_teacher))
+    tab.addTeacher("scene:")
+    tab.addTeacher(str(a_teacher))  # a second time: nothing new
+    tab.ui.teachersTable.cellWidget(1, 2).value = 0.5
+    assert parameters.teacherPaths == [str(a_teacher), "scene:"] and parameters.teacherWeights == [1.0, 0.5]
+    assert texts(tab.ui.teachersTable)[1][0] == "Segmentations in the scene"
+    tab.ui.teachersTable.selectRow(0)
+    tab.ui.removeTeacherButton.click()
+    assert parameters.teacherPaths == ["scene:"] and parameters.teacherWeights == [0.5]
+    assert tab.ui.teachersTable.cellWidget(0, 2).value == 0.5
+
+
+def test_all_scans_are_checked_at_once_but_no_uncertainty_map(tab, a_volume):
+    from KnowledgeTransferSlicer import SceneIO
+
+    scans = [a_volume(name=f"scan {number}") for number in range(3)]
+    a_volume(name="map").SetAttribute(SceneIO.UNCERTAINTY, scans[0].GetID())
+    tab.ui.annotateAllButton.click()
+    assert [node.GetName() for node in tab.panel.parameters.annotateVolumes] == ["scan 0", "scan 1", "scan 2"]
+    tab.ui.annotateAllButton.click()
+    assert list(tab.panel.parameters.annotateVolumes) == []
+    tab.ui.segmentAllButton.click()
+    assert len(list(tab.panel.parameters.segmentVolumes)) == 3
+
+
+def test_a_mistake_is_shown_in_a_dialog_and_nothing_starts(tab, a_volume, a_teacher, dialogs):
+    colour = a_volume(np.zeros((4, 5, 6, 3), np.uint8), name="photo", node_class="vtkMRMLVectorVolumeNode")
+    tab.panel.parameters.annotateVolumes = [colour]
+    tab.addTeacher(str(a_teacher))
+    tab.ui.annotateButton.click()
+    assert [shown.kind for shown in dialogs.shown] == ["error"]
+    assert "vector volume" in dialogs.shown[0].text and tab.panel.logic.library.jobs == []

@@ -1,0 +1,186 @@
+"""DistilTab: a training with its curves, the table of runs, what outlives the panel."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from KnowledgeTransferLib.records.jobs import state_of
+from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tab(the_panel, an_annotated_run):
+    """The tab on the annotated run, which lies in the working folder."""
+    the_panel.ui.workingFolderPath.currentPath = str(an_annotated_run.parent)
+    the_panel.parameters.device = "cpu"
+    the_panel.parameters.distilRun = str(an_annotated_run)
+    yield the_panel.distilTab
+    for job in the_panel.logic.library.jobs:
+        job.cancel()
+        job.stopProcesses(gently=True)
+
+
+def column(table, number) -> list[str]:
+    return [table.item(row, number).text() for row in range(table.rowCount)]
+
+
+def rows_of(curves, name) -> int:
+    return curves.tables[name].GetTable().GetNumberOfRows()
+
+
+def for_epochs(tab, epochs):
+    tab.panel.parameters.lengthBy = "epochs"
+    tab.panel.parameters.epochs = epochs
+
+
+def test_a_student_is_distilled_with_its_curves_drawn_live(tab, wait_until):
+    ui, panel = tab.ui, tab.panel
+    for_epochs(tab, 4)
+    assert ui.distilButton.enabled
+    ui.distilButton.click()
+    assert not ui.distilButton.enabled
+    wait_until(lambda: tab.curves.tables and rows_of(tab.curves, "loss") >= 1 and panel.status.job.running, 60)
+    assert "left" in ui.statusLabel.text or ui.progressBar.maximum > 0
+    wait_until(lambda: not panel.status.job.running, 120)
+    assert panel.status.job.status == 0, panel.status.job.error
+    run = RunDirectory(panel.parameters.distilRun)
+    history = read_json(run.training)["history"]
+    assert rows_of(tab.curves, "loss") == len(history) == 4
+    assert rows_of(tab.curves, "Dice") == sum(row["validation_dice"] is not None for row in history) >= 1
+    assert tab.curves.view.GetPlotChartNodeID() == tab.curves.chart.GetID()
+    assert column(ui.runsTable, 2)[0] == "done"
+    assert panel.parameters.bundle == str(run.student)  # ready for the third tab
+    settings = read_json(run.settings)["distil"]
+    assert settings["epochs"] == 4 and settings["device"] == "cpu" and settings["student"] == "tiny"
+
+
+def test_all_that_the_panel_offers_reaches_the_library(tab, a_teacher, tmp_path):
+    p = tab.panel.parameters
+    p.student, p.learnFrom, p.soft, p.seed, p.lengthBy, p.minutes = "small", "both", False, 7, "minutes", 2.5
+    assert tab.settings() == {
+        "student": "small", "annotations": "both", "soft": False, "seed": 7, "device": "cpu", "minutes": 2.5
+    }  # fmt: skip
+    p.startFrom, p.lengthBy = str(a_teacher), "automatic"
+    settings = tab.settings()
+    assert settings["start_from"] == str(a_teacher) and not {"student", "minutes", "epochs"} & set(settings)
+
+
+def test_each_design_is_offered_with_its_sentence(tab):
+    from KnowledgeTransferLib.records.students import STUDENTS
+
+    for index, design in enumerate(STUDENTS.values()):
+        tab.ui.studentSelector.setCurrentIndex(index)
+        assert tab.panel.parameters.student == design.name
+        assert tab.ui.studentSentence.text == design.sentence
+
+
+def test_a_run_that_a_shell_started_is_found_followed_and_stopped(tab, wait_until, dialogs):
+    ui, panel = tab.ui, tab.panel
+    path = Path(panel.parameters.distilRun)
+    shell = subprocess.Popen(
+        [sys.executable, "-m", "KnowledgeTransferLib", "distil", path, "--epochs", "100000", "--device", "cpu"],
+        cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: (state := state_of(path)) is not None and state.state == "running", 60)
+        panel.enter()  # the module is opened again
+        assert panel.status.job is not None and panel.status.job.run.path == path
+        assert column(ui.runsTable, 2)[0] == "running" and not ui.distilButton.enabled
+        wait_until(lambda: tab.curves.tables and rows_of(tab.curves, "loss") >= 2, 60)
+        ui.runsTable.selectRow(0)
+        ui.stopRunButton.click()
+        wait_until(lambda: shell.poll() is not None, 30)
+        assert shell.returncode == 130
+        wait_until(lambda: not panel.status.job.running)
+        tab.showRuns()
+        assert column(ui.runsTable, 2)[0] == "cancelled"
+        assert dialogs.shown == []
+    finally:
+        shell.kill()
+        shell.wait()
+
+
+def test_closing_the_panel_leaves_the_run_and_opening_it_finds_it(tab, wait_until):
+    import slicer_standin
+
+    panel = tab.panel
+    for_epochs(tab, 100000)
+    panel.ui.distilButton.click()
+    job = panel.status.job
+    wait_until(lambda: any(name == "loss" and rows_of(tab.curves, name) for name in tab.curves.tables), 60)
+    folder = str(panel.workingFolder)
+    slicer_standin.close_panel("KnowledgeTransfer")
+    assert job.process.poll() is None
+    again = slicer_standin.open_panel("KnowledgeTransfer")
+    again.ui.workingFolderPath.currentPath = folder
+    again.enter()
+    assert again.status.job.run.path == job.run.path and again.status.job.running
+    wait_until(lambda: again.distilTab.curves.tables and rows_of(again.distilTab.curves, "loss") >= 1, 60)
+    again.ui.cancelButton.click()
+    wait_until(lambda: not again.status.job.running and job.process.poll() is not None, 30)
+    assert job.process.returncode == 130
+
+
+def test_the_user_may_want_runs_to_end_with_slicer(tab, wait_until):
+    import slicer_standin
+
+    for_epochs(tab, 100000)
+    tab.ui.stopWithSlicerCheckBox.checked = True
+    tab.ui.distilButton.click()
+    job = tab.panel.status.job
+    wait_until(lambda: tab.curves.tables and rows_of(tab.curves, "loss") >= 1, 60)
+    slicer_standin.close_panel("KnowledgeTransfer")
+    assert job.process.wait(timeout=30) == 130
+    assert job.run.checkpoint.is_file()
+    slicer_standin.open_panel("KnowledgeTransfer")
+
+
+def test_the_scene_may_be_closed_while_the_student_learns(tab, wait_until):
+    import slicer
+
+    panel = tab.panel
+    for_epochs(tab, 100000)
+    tab.ui.distilButton.click()
+    job = panel.status.job
+    wait_until(lambda: tab.curves.tables and rows_of(tab.curves, "loss") >= 1, 60)
+    slicer.mrmlScene.Clear(0)
+    assert job.running and panel.parameters is not None
+    wait_until(lambda: tab.curves.tables and rows_of(tab.curves, "loss") >= 1, 60)  # drawn in the new scene
+    tab.ui.cancelButton.click()
+    wait_until(lambda: not job.running, 30)
+    assert job.status == 130
+
+
+def test_a_finished_run_shows_the_curves_that_it_left(tab, wait_until):
+    for_epochs(tab, 3)
+    tab.ui.distilButton.click()
+    wait_until(lambda: not tab.panel.status.job.running, 120)
+    tab.curves.clear()
+    tab.ui.runsTable.selectRow(0)
+    tab.ui.followRunButton.click()
+    assert rows_of(tab.curves, "loss") == 3
+    tab.ui.useStudentButton.click()
+    assert tab.ui.tabs.currentIndex == 2 and tab.ui.segmentButton is not None
+    assert tab.panel.parameters.bundle == str(RunDirectory(tab.panel.parameters.distilRun).student)
+
+
+def test_what_the_library_refuses_is_shown(tab, wait_until, dialogs):
+    for_epochs(tab, 1)
+    tab.panel.parameters.learnFrom = (
+        "expert"  # the run's own cohort has expert annotations, the student starts elsewhere
+    )
+    tab.panel.parameters.startFrom = str(tab.panel.workingFolder)
+    tab.ui.distilButton.click()
+    wait_until(lambda: not tab.panel.status.job.running, 60)
+    assert tab.panel.status.job.status == 2
+    assert [shown.kind for shown in dialogs.shown] == ["error"] and "is not a bundle" in dialogs.shown[0].text
+
+
+def test_the_curves_are_not_saved_with_the_scene(tab):
+    tab.curves.show([{"epoch": 1, "loss": 0.5, "validation_dice": 0.7}])
+    assert not tab.curves.chart.GetSaveWithScene()
+    assert not any(table.GetSaveWithScene() for table in tab.curves.tables.values())

@@ -1,0 +1,244 @@
+"""LibraryProcess: the library in child processes: events, the ways to stop, what outlives Slicer, the warm process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from KnowledgeTransferLib.records.jobs import state_of
+from KnowledgeTransferLib.records.run_directory import RunDirectory
+
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+LONG = ["--epochs", "100000", "--device", "cpu", "--patience-epochs", "0"]
+DEAF = """
+import signal, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print('{"event": "message"}', flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def library(a_scene):
+    from KnowledgeTransferSlicer.LibraryProcess import Library
+
+    library = Library()
+    yield library
+    for job in library.jobs:
+        job.cancelAsked = 0.0
+        job.stopProcesses(gently=False)
+    library.close()
+
+
+@pytest.fixture
+def a_training(library, an_annotated_run, wait_until):
+    """A training that goes on for ever, and has begun to learn."""
+    job = library.start("distil", RunDirectory(an_annotated_run), [an_annotated_run, *LONG])
+    events = collected(job)
+    wait_until(lambda: any(event["event"] == "metrics" for event in events) or not job.running, 60)
+    assert job.running, job.error
+    return job
+
+
+def collected(job) -> list:
+    events = []
+    job.onEvent.append(events.append)
+    return events
+
+
+def family(pid) -> list:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def alive(processes) -> list:
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_whole_lines_of_a_growing_file_come_once(tmp_path):
+    from KnowledgeTransferSlicer.ChildProcess import Tail
+
+    file = tmp_path / "events.jsonl"
+    tail = Tail(file)
+    assert tail.read() == []
+    file.write_text('{"event": "start"}\nUserWarning: something\n{"event": "sta', encoding="utf-8")
+    assert tail.read() == [{"event": "start"}, {"event": "log", "text": "UserWarning: something"}]
+    with open(file, "a", encoding="utf-8") as more:
+        more.write('ge"}\n')
+    assert tail.read() == [{"event": "stage"}]
+    assert tail.read() == []
+
+
+@pytest.mark.parametrize("line", [b"[1]", b'"text"', b"{}", b'{"event": 3}', b"\xff\xfe"])
+def test_a_line_that_is_no_event_is_text_for_the_log(line):
+    from KnowledgeTransferSlicer.ChildProcess import eventOf
+
+    assert eventOf(line)["event"] == "log"
+
+
+def test_slicers_environment_is_left_alone_and_the_child_finds_the_library():
+    from KnowledgeTransferSlicer.ChildProcess import childEnvironment, pythonExecutable
+
+    before = dict(os.environ)
+    environment = childEnvironment()
+    assert dict(os.environ) == before
+    found = subprocess.run(
+        [pythonExecutable(), "-c", "import KnowledgeTransferLib; print(KnowledgeTransferLib.__file__)"],
+        env=environment, cwd="/", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert Path(found.stdout.strip()).parents[1] == Path(__file__).parents[2]
+
+
+def test_a_step_tells_its_events_and_its_end(library, a_foreign_cohort, a_teacher, tmp_path):
+    run = RunDirectory(tmp_path / "Löwe mit Leerzeichen").create()
+    job = library.start("annotate", run, [run.path, "--cohort", a_foreign_cohort, "--teacher", a_teacher])
+    events = collected(job)
+    assert job.wait() is job
+    assert job.status == 0 and job.result["cases"] == 4 and job.problems == []
+    kinds = [event["event"] for event in events]
+    assert kinds.count("case") == 4 and kinds[-1] == "done"
+    assert library.jobs == []
+    assert "annotate" in run.log.read_text(encoding="utf-8")  # the log is kept
+
+
+def test_a_mistake_of_the_user_comes_as_a_sentence(library, tmp_path):
+    run = RunDirectory(tmp_path / "run").create()
+    job = library.start("annotate", run, [run.path, "--cohort", tmp_path / "nowhere", "--teacher", tmp_path])
+    with pytest.raises(RuntimeError, match="nowhere: there is no such file or folder"):
+        job.wait()
+    assert job.status == 2
+
+
+def test_cancel_lets_the_step_end_in_order_and_leaves_no_process(a_training, wait_until):
+    processes = family(a_training.process.pid)
+    a_training.cancel()
+    wait_until(lambda: not a_training.running, 30)
+    assert a_training.status == 130 and a_training.run.checkpoint.is_file()
+    assert alive(processes) == []
+    assert not list(a_training.run.path.rglob(".partial-*"))
+    assert not a_training.run.cancel.exists()
+
+
+@POSIX
+def test_a_step_that_does_not_answer_is_stopped_with_all_that_it_started(library, tmp_path, monkeypatch, wait_until):
+    from KnowledgeTransferSlicer import LibraryProcess
+
+    monkeypatch.setattr(LibraryProcess, "GRACE_S", 0.2)
+    monkeypatch.setattr(LibraryProcess, "GRACE_OF_SIGNAL_S", 0.3)
+    monkeypatch.setattr(
+        LibraryProcess, "startChild",
+        lambda arguments, log: subprocess.Popen(
+            [sys.executable, "-c", DEAF], stdout=open(log, "ab"), start_new_session=True  # noqa: SIM115
+        ),
+    )  # fmt: skip
+    job = library.start("distil", RunDirectory(tmp_path).create(), [])
+    events = collected(job)
+    wait_until(lambda: events and len(family(job.process.pid)) == 2)
+    processes = family(job.process.pid)
+    job.cancel()
+    wait_until(lambda: not job.running, 10)
+    assert alive(processes) == []
+
+
+@POSIX
+def test_a_killed_process_is_noticed_and_explained(a_training, wait_until):
+    os.kill(a_training.process.pid, signal.SIGKILL)
+    wait_until(lambda: not a_training.running, 10)
+    assert a_training.status == -signal.SIGKILL
+    assert "ended unexpectedly" in a_training.error and str(a_training.run.log) in a_training.error
+    assert state_of(a_training.run.path).state == "interrupted"
+
+
+@POSIX
+def test_a_run_goes_on_when_slicer_ends_and_is_found_again(library, a_training, wait_until):
+    library.close()
+    assert a_training.process.poll() is None and state_of(a_training.run.path).state == "running"
+
+    from KnowledgeTransferSlicer.LibraryProcess import Library
+
+    other = Library()
+    job = other.attach(a_training.run.path)
+    events = collected(job)
+    wait_until(lambda: any(event["event"] == "metrics" for event in events))
+    job.cancel()
+    wait_until(lambda: not job.running, 30)
+    assert job.status == 130
+    a_training.process.wait(timeout=10)
+    other.close()
+
+
+def test_a_run_ends_with_slicer_when_the_user_wants_that(library, a_training):
+    library.close(stopRuns=True)
+    assert a_training.process.wait(timeout=30) == 130
+    assert a_training.run.checkpoint.is_file()
+
+
+def test_two_starts_in_one_run_are_refused_by_the_library_too(library, a_training, wait_until):
+    second = library.start("distil", RunDirectory(a_training.run.path), [a_training.run.path, *LONG])
+    wait_until(lambda: not second.running, 30)
+    assert second.status == 2 and "is in use by the process" in second.error
+    assert a_training.running
+
+
+def test_the_warm_process_answers_one_request_after_the_other(library, a_teacher, tmp_path):
+    run = RunDirectory(tmp_path / "run").create()
+    first = library.ask("describe", run, [a_teacher]).wait()
+    assert "liver" in [structure["name"] for structure in first.result["structures"]]
+    warm, began = library.warm.process.pid, time.monotonic()
+    second = library.ask("describe", run, [a_teacher]).wait()
+    assert second.result["structures"] == first.result["structures"]
+    assert library.warm.process.pid == warm
+    assert time.monotonic() - began < 5  # nothing is imported again
+
+
+def test_a_bad_request_leaves_the_warm_process_alive(library, a_teacher, tmp_path):
+    run = RunDirectory(tmp_path / "run").create()
+    bad = library.ask("describe", run, [tmp_path / "nothing here"])
+    with pytest.raises(RuntimeError, match="nothing here"):
+        bad.wait()
+    assert library.ask("describe", run, [a_teacher]).wait().status == 0
+
+
+@POSIX
+def test_a_warm_process_that_died_is_noticed_and_replaced(library, a_teacher, tmp_path):
+    run = RunDirectory(tmp_path / "run").create()
+    library.ask("describe", run, [a_teacher]).wait()
+    dead = library.warm.process
+    job = library.ask("describe", run, [a_teacher])
+    os.kill(dead.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError):
+        job.wait()
+    assert library.ask("describe", run, [a_teacher]).wait().status == 0
+    assert library.warm.process.pid != dead.pid
+
+
+def test_the_warm_process_and_its_folder_are_gone_with_slicer(library, a_teacher, tmp_path):
+    library.ask("describe", RunDirectory(tmp_path / "run").create(), [a_teacher]).wait()
+    processes, folder = family(library.warm.process.pid), library.warm.folder
+    library.close()
+    assert alive(processes) == [] and not folder.exists()
+
+
+def test_an_error_in_one_listener_reaches_slicer_and_stops_nothing(library, a_teacher, tmp_path, slot_errors):
+    job = library.ask("describe", RunDirectory(tmp_path / "run").create(), [a_teacher])
+    events = []
+    job.onEvent += [lambda event: 1 / 0, events.append]
+    job.wait()
+    assert events and all(isinstance(error, ZeroDivisionError) for error in slot_errors)
+    assert len(slot_errors) == len(events)
+    slot_errors.clear()
+
+
+def test_events_of_a_job_json_name_what_to_attach_to(a_training):
+    job = json.loads((a_training.run.path / "job.json").read_text(encoding="utf-8"))
+    assert job["pid"] == a_training.process.pid and job["step"] == "distil"

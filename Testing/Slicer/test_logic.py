@@ -1,0 +1,325 @@
+"""Logic: the module as a script in Slicer's Python console uses it, with the real library as child process."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json
+from KnowledgeTransferLib.steps.segment import segment
+
+
+@pytest.fixture
+def logic(a_scene):
+    from KnowledgeTransferSlicer.Logic import KnowledgeTransferLogic
+
+    logic = KnowledgeTransferLogic()
+    yield logic
+    logic.close(stopRuns=True)
+
+
+@pytest.fixture
+def scans(a_scene, a_foreign_cohort) -> list:
+    """Two scans of site B, loaded."""
+    import slicer
+
+    files = sorted((a_foreign_cohort / "images").iterdir())[:2]
+    return [slicer.util.loadVolume(str(file)) for file in files]
+
+
+def temporary_folders() -> set:
+    import tempfile
+
+    return set(Path(tempfile.gettempdir()).glob("KnowledgeTransfer-*"))
+
+
+def test_a_loaded_volume_is_segmented_as_the_command_line_does(logic, scans, a_teacher, a_foreign_cohort, tmp_path):
+    import slicer
+
+    from KnowledgeTransferSlicer import SceneIO
+
+    before = temporary_folders()
+    job = logic.segment(scans, a_teacher, device="cpu").wait()
+    assert [node.GetName() for node in job.nodes] == [f"{scan.GetName()} segmentation" for scan in scans]
+    assert job.problems == [] and temporary_folders() - before == {logic.library.warm.folder}
+    assert "liver" in SceneIO.segmentNames(job.nodes[0])
+    assert SceneIO.volumesMl(job.nodes[0])["liver"] > 1
+
+    SceneIO.exportVolume(scans[0], tmp_path / "scan.nrrd")
+    segment(a_teacher, [tmp_path / "scan.nrrd"], tmp_path / "outside.nrrd", device="cpu")
+    outside = slicer.util.arrayFromVolume(slicer.util.loadLabelVolume(str(tmp_path / "outside.nrrd")))
+    source = job.nodes[0].GetSegmentation()
+    for number in range(source.GetNumberOfSegments()):
+        value = source.GetNthSegment(number).GetLabelValue()
+        inside = slicer.util.arrayFromSegmentBinaryLabelmap(job.nodes[0], source.GetNthSegmentID(number), scans[0])
+        assert (inside.astype(bool) == (outside == value)).all()  # Dice 1
+
+
+def test_annotating_loaded_volumes_leaves_a_run_to_distil_from(logic, scans, a_teacher, tmp_path):
+    from KnowledgeTransferSlicer import SceneIO
+
+    job = logic.annotate(scans, {str(a_teacher): 2.0}, tmp_path / "run", uncertainty=True, device="cpu").wait()
+    names = [node.GetName() for node in job.nodes]
+    for scan in scans:
+        assert f"{scan.GetName()} pseudo-annotation" in names and f"{scan.GetName()} uncertainty" in names
+    assert SceneIO.referenceVolume(job.nodes[0]) is scans[0]
+    assert read_json(tmp_path / "run" / "settings.json")["annotate"]["teachers"][0]["weight"] == 2.0
+
+    job = logic.distil(tmp_path / "run", epochs=2, device="cpu", spacing_mm=(18, 18, 22), patience_epochs=0)
+    metrics = []
+    job.onEvent.append(lambda event: metrics.append(event) if event["event"] == "metrics" else None)
+    assert job.wait().status == 0 and len(metrics) == 2
+    job = logic.segment(scans[:1], tmp_path / "run" / "student", device="cpu").wait()
+    assert len(job.nodes) == 1
+
+
+def test_the_same_run_again_shows_what_is_there_and_takes_no_scan_for_another(logic, scans, a_teacher, tmp_path):
+    import slicer
+
+    logic.annotate(scans, [a_teacher], tmp_path / "run", device="cpu").wait()
+    again = logic.annotate(scans[:1], [a_teacher], tmp_path / "run", device="cpu").wait()
+    assert [node.GetName().split("_1")[0] for node in again.nodes] == [f"{scans[0].GetName()} pseudo-annotation"]
+    other = slicer.util.addVolumeFromArray(slicer.util.arrayFromVolume(scans[1]) + 1)
+    other.CopyOrientation(scans[1])
+    other.SetName(scans[0].GetName())  # another patient's scan of the same name
+    job = logic.annotate([other], [a_teacher], tmp_path / "run", device="cpu").wait()
+    assert len(job.nodes) == 1 and list(job.pairs) == [f"{scans[0].GetName()} 2"]
+    assert len(read_json(RunDirectory(tmp_path / "run").annotations)["cases"]) == 3
+
+
+def test_a_cohort_on_disk_is_annotated_without_a_node(logic, a_foreign_cohort, a_teacher, tmp_path):
+    job = logic.annotateCohort(a_foreign_cohort, [a_teacher], tmp_path / "run", device="cpu").wait()
+    assert job.nodes == [] and len(read_json(RunDirectory(tmp_path / "run").annotations)["cases"]) == 4
+
+
+def test_a_folder_is_segmented_into_a_folder(logic, a_foreign_cohort, a_teacher, tmp_path):
+    logic.segmentFiles(a_foreign_cohort / "images", a_teacher, tmp_path / "out", device="cpu").wait()
+    assert len(list((tmp_path / "out").glob("*.nrrd"))) == 4
+
+
+def test_segmentations_in_the_scene_can_teach(logic, scans, tmp_path):
+    import slicer
+
+    from KnowledgeTransferLib.learning.volume import read_annotation
+    from KnowledgeTransferSlicer.Logic import SCENE
+
+    drawn = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "by hand")
+    drawn.CreateDefaultDisplayNodes()
+    drawn.SetReferenceImageGeometryParameterFromVolumeNode(scans[0])
+    bright = slicer.util.arrayFromVolume(scans[0]) > 100
+    segment_id = drawn.GetSegmentation().AddEmptySegment("bone", "bone")
+    slicer.util.updateSegmentBinaryLabelmapFromArray(bright.astype(np.uint8), drawn, segment_id, scans[0])
+    job = logic.annotate(scans, [SCENE], tmp_path / "run").wait()
+    assert len(job.problems) == 1 and "holds no segmentation of the case" in job.problems[0]["message"]
+    run, name = RunDirectory(tmp_path / "run"), scans[0].GetName()
+    learnt = read_annotation(run.pseudo_annotation(name)).transpose(2, 1, 0)
+    assert (learnt.astype(bool) == bright).all()
+    with pytest.raises(ValueError, match="can only teach loaded volumes"):
+        logic.annotateCohort(tmp_path, [SCENE], tmp_path / "other")
+    with pytest.raises(ValueError, match="No segmentation in the scene belongs"):
+        logic.annotate(scans[1:], [SCENE], tmp_path / "third")
+
+
+def test_a_correction_is_kept_beside_the_pseudo_annotation_and_can_be_discarded(logic, an_annotated_run):
+    import slicer
+
+    from KnowledgeTransferLib.learning.volume import read_annotation, read_image
+    from KnowledgeTransferLib.records.reviews import case_states
+
+    run = RunDirectory(an_annotated_run)
+    case = case_states(run)[0]
+    before = run.pseudo_annotation(case.id).read_bytes()
+    volume, segmentation = logic.loadForReview(an_annotated_run, case.id)
+    source = segmentation.GetSegmentation()
+    name = source.GetNthSegment(0).GetName()
+    value = source.GetNthSegment(0).GetLabelValue()
+    mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, source.GetNthSegmentID(0), volume)
+    mask[:2] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, source.GetNthSegmentID(0), volume)
+    logic.saveCorrection(an_annotated_run, case.id, segmentation, volume)
+
+    corrected = run.corrected_annotation(case.id)
+    image = read_image(case.images)
+    found = read_annotation(corrected, None, image)
+    assert (found == value).sum() >= mask[:2].size, name
+    assert run.pseudo_annotation(case.id).read_bytes() == before
+    assert next(s for s in case_states(run) if s.id == case.id).state == "corrected"
+    logic.discardCorrection(an_annotated_run, case.id)
+    assert not corrected.exists()
+    assert next(s for s in case_states(run) if s.id == case.id).state == "annotated"
+
+
+def test_a_correction_of_a_left_handed_scan_fits_it_although_slicer_turns_an_axis(logic, a_teacher, tmp_path):
+    import slicer
+
+    from KnowledgeTransferLib.learning.volume import read_annotation, read_image, write_image
+    from KnowledgeTransferLib.records.reviews import case_states
+    from KnowledgeTransferLib.steps.annotate import annotate
+
+    for number in range(2):
+        values = np.random.default_rng(number).normal(0, 200, (14, 12, 10)).astype(np.int16)
+        write_image(tmp_path / "scans" / f"scan {number}.nii.gz", values, np.diag([-6.0, 6.0, 6.0, 1]))
+    run = RunDirectory(tmp_path / "run")
+    annotate(run, tmp_path / "scans", {str(a_teacher): 1.0})
+    case = case_states(run)[0]
+    volume, segmentation = logic.loadForReview(run.path, case.id)
+    bright = slicer.util.arrayFromVolume(volume) > 150
+    segmentation.GetSegmentation().RemoveAllSegments()
+    segment_id = segmentation.GetSegmentation().AddEmptySegment("liver", "liver")
+    slicer.util.updateSegmentBinaryLabelmapFromArray(bright.astype(np.uint8), segmentation, segment_id, volume)
+    logic.saveCorrection(run.path, case.id, segmentation, volume)
+    image = read_image(case.images)
+    assert ((read_annotation(run.corrected_annotation(case.id), None, image) > 0) == (image.array[0] > 150)).all()
+
+
+def test_two_segmentations_are_compared(logic, scans, a_teacher):
+    first = logic.segment(scans[:1], a_teacher, device="cpu").wait().nodes[0]
+    second = logic.segment(scans[:1], a_teacher, device="cpu").wait().nodes[0]
+    rows = logic.compare(first, second, scans[0]).wait().result["structures"]
+    assert rows and all(row["dice"] == 1 for row in rows if row["volume_ml"])
+
+
+def test_results_of_a_closed_scene_are_kept_on_disk_and_said(logic, scans, a_teacher, tmp_path, monkeypatch):
+    import slicer
+
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    names = [scan.GetName() for scan in scans]
+    job = logic.segment(scans, a_teacher, device="cpu")
+    slicer.mrmlScene.Clear(0)
+    job.wait()
+    assert job.nodes == [] and len(job.lost) == 2
+    kept = list((tmp_path / "KnowledgeTransfer" / "results").iterdir())
+    assert sorted(file.name.split(" ", 2)[2] for file in kept) == sorted(f"{name}.seg.nrrd" for name in names)
+    assert slicer.util.getNodesByClass("vtkMRMLSegmentationNode") == []
+
+
+def test_a_volume_deleted_meanwhile_costs_only_its_own_node(logic, scans, a_teacher, tmp_path):
+    import slicer
+
+    job = logic.annotate(scans, [a_teacher], tmp_path / "run", device="cpu")
+    left = scans[1].GetName()
+    slicer.mrmlScene.RemoveNode(scans[0])
+    job.wait()
+    assert [node.GetName() for node in job.nodes] == [f"{left} pseudo-annotation"]
+    assert len(job.lost) == 1 and str(tmp_path / "run") in job.lost[0]
+
+
+def test_of_a_sequence_the_shown_frame_is_taken_and_said(logic, scans, a_teacher):
+    import slicer
+
+    from KnowledgeTransferSlicer.Logic import endOf
+
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "heart beat")
+    for number, scan in enumerate(scans):
+        sequence.SetDataNodeAtValue(scan, str(number))
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "browser")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    frame = browser.GetProxyNode(sequence)
+    job = logic.segment([frame], a_teacher, device="cpu").wait()
+    assert len(job.nodes) == 1 and "is a sequence; the frame that is shown now is taken" in endOf(job)
+
+
+def test_a_full_disk_is_explained_and_leaves_nothing_behind(logic, scans, a_teacher, tmp_path, monkeypatch):
+    import slicer
+
+    monkeypatch.setattr(slicer.util, "exportNode", lambda *arguments, **options: False)
+    with pytest.raises(ValueError, match="could not write .*is the disk full or read-only"):
+        logic.annotate(scans, [a_teacher], tmp_path / "run")
+    assert list((tmp_path / "run").rglob("*.nrrd")) == [] and logic.library.jobs == []
+
+
+def test_a_job_in_the_same_run_is_refused(logic, scans, a_teacher, tmp_path):
+    job = logic.annotate(scans, [a_teacher], tmp_path / "run", device="cpu")
+    with pytest.raises(RuntimeError, match="a job works in this folder already"):
+        logic.distil(tmp_path / "run")
+    job.wait()
+
+
+def test_what_is_missing_is_said_before_anything_starts(logic, scans, a_teacher, tmp_path):
+    from KnowledgeTransferSlicer.SceneIO import VolumeError
+
+    for wrong, words in (
+        (lambda: logic.segment([], a_teacher), "No volume is chosen"),
+        (lambda: logic.segment(scans, ""), "nothing chosen"),
+        (lambda: logic.segment(scans, tmp_path / "nowhere"), "there is no such file or folder"),
+        (lambda: logic.annotate(scans, []), "No teacher is chosen"),
+    ):
+        with pytest.raises((VolumeError, ValueError, OSError), match=words):
+            wrong()
+    assert logic.library.jobs == [] and logic.library.warm is None
+
+
+def test_a_folder_that_cannot_be_written_is_named(logic, scans, a_teacher, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OSError, match="file"):
+        logic.annotate(scans, [a_teacher], tmp_path / "file" / "run")
+
+
+def test_a_bundle_of_a_newer_version_is_refused_with_what_to_do(logic, scans, a_teacher, tmp_path):
+    import json
+
+    newer = Path(shutil.copytree(a_teacher, tmp_path / "newer"))
+    metadata = newer / "configs" / "metadata.json"
+    content = json.loads(metadata.read_text(encoding="utf-8"))
+    content["knowledge_transfer"]["format_version"] = 99
+    metadata.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(RuntimeError, match="newer version of KnowledgeTransfer; update"):
+        logic.segment(scans, newer, device="cpu").wait()
+
+
+def test_an_unknown_teacher_is_refused_with_the_kinds_that_are_known(logic, scans, tmp_path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "readme.txt").write_text("hello")
+    with pytest.raises(RuntimeError, match="is no kind of teacher that is known. Known are"):
+        logic.annotate(scans, [tmp_path / "teacher"], tmp_path / "run").wait()
+
+
+def test_without_the_packages_a_job_says_what_to_install(a_scene, tmp_path):
+    from KnowledgeTransferSlicer.Logic import KnowledgeTransferLogic
+    from KnowledgeTransferSlicer.Requirements import RequirementsError
+
+    class Without:
+        @staticmethod
+        def ensure():
+            raise RequirementsError("Not installed: torch>=2.8")
+
+    logic = KnowledgeTransferLogic(requirements=Without)
+    with pytest.raises(RuntimeError, match="torch"):
+        logic.distil(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/slicer.md"])
+def test_the_scripts_of_the_documentation_run(
+    page, a_scene, a_teacher, a_phantom_cohort, a_foreign_cohort, tmp_path, monkeypatch, wait_until
+):
+    import re
+
+    import slicer
+
+    from KnowledgeTransferSlicer import LibraryProcess
+
+    jobs, finish = [], LibraryProcess.Library._watch
+    monkeypatch.setattr(LibraryProcess.Library, "_watch", lambda self, job: jobs.append(job) or finish(self, job))
+    shutil.copytree(a_teacher, tmp_path / "their_model")
+    shutil.copytree(a_teacher, tmp_path / "teacher")
+    shutil.copytree(a_phantom_cohort, tmp_path / "annotated_scans")
+    shutil.copytree(a_foreign_cohort / "images", tmp_path / "my_scans")
+    if page == "README.md":
+        scan = slicer.util.loadVolume(str(sorted((tmp_path / "my_scans").iterdir())[0]))
+        scan.SetName("new_scan")
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    text = text.replace("C:/clinic", tmp_path.as_posix()).replace("minutes=30", "epochs=1")
+    blocks = [
+        block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Logic" in block or "logic" in block
+    ]
+    assert blocks
+    names = {"slicer": slicer}  # as in the console
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+        wait_until(lambda: not any(job.running for job in jobs), 120)
+    assert jobs and all(job.status == 0 for job in jobs), [job.error for job in jobs]
+    names["logic"].close()
