@@ -229,7 +229,10 @@ def resample(image: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
 
 def probabilities_in_volume(probabilities: torch.Tensor, grid: Grid) -> np.ndarray:
     """Class probabilities `(C, i, j, k)` of the student's grid as `(C, I, J, K)` float32 of the volume."""
-    return grid.to_volume(resample(probabilities, grid.oriented_shape).numpy())
+    result = np.empty((len(probabilities), *grid.shape), np.float32)
+    for channel, maps in enumerate(probabilities):  # one at a time: all would take as much memory again
+        result[channel] = grid.to_volume(resample(maps[None], grid.oriented_shape)[0].numpy())
+    return result
 
 
 def decision_in_volume(probabilities: torch.Tensor, grid: Grid, values: tuple[int, ...]) -> np.ndarray:

@@ -18,7 +18,7 @@ from ..records.run_directory import write_json, write_text, written_whole
 from ..records.students import Design, design_named
 from .backends import Runner, open_backend
 from .components import largest_components
-from .memory import fitting_voxels
+from .memory import check_probabilities_fit, fitting_voxels
 from .model_card import model_card, monai_inference, monai_metadata
 from .networks import build_network, parameters_of
 from .predictor import class_maps, predict, whole_image_limit
@@ -100,6 +100,7 @@ class Student:
     def predict(self, volume: Volume) -> np.ndarray:
         """Class probabilities `(C, I, J, K)` float32 in the geometry of the volume, background first."""
         image, grid = self.preprocessing.prepare(volume)
+        check_probabilities_fit(self, volume)
         return probabilities_in_volume(predict(*self._call(volume, image)), grid)
 
     def segment(self, volume: Volume) -> np.ndarray:

@@ -123,6 +123,16 @@ def test_a_volume_that_does_not_fit_says_what_would(command, a_teacher, an_image
     assert re.search(expected, done.messages) and "allow more (--max-memory)" in done.messages
 
 
+def test_probabilities_that_do_not_fit_are_refused_before_they_are_made():
+    student, volume = a_student(), a_volume(20, 18, 16)
+    huge = Volume(np.broadcast_to(volume.array, (1, 20, 18, 16)), volume.affine, "scan")
+    student.how = How(most_bytes=1)
+    with pytest.raises(
+        ValueError, match=r"scan: its probabilities of 3 classes need 0\.00 GiB of memory, and 0\.00 GiB"
+    ):
+        student.predict(huge)
+
+
 def test_the_estimate_of_the_memory_grows_with_classes_and_width():
     few, many = memory.bytes_per_voxel(a_student(classes=3)), memory.bytes_per_voxel(a_student(classes=100))
     assert few < 100 and many > 1000
