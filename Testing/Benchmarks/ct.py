@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 SHAPE, SPACING_MM, OWN_SPACING_MM = (512, 512, 215), (0.8, 0.8, 2.5), (2.5, 2.5, 2.5)
-STRUCTURES, STEPS, PATCH, REPEATS = 13, 400, 48, 3
+STRUCTURES, STEPS, PATCH, BATCH, REPEATS = 13, 400, 32, 8, 3
 GREY = np.linspace(-150, 450, STRUCTURES + 1)  # Hounsfield units of tissue and each structure
 
 
@@ -63,11 +63,11 @@ def learn(work: Path) -> float:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-2, STEPS)
     places, shares = truth.nonzero(), torch.bincount(truth.ravel()) / truth.numel()
     for _ in range(STEPS):
-        centre = places[torch.randint(0, len(places), ())].tolist()
-        at = [min(max(0, c - PATCH // 2), n - PATCH) for c, n in zip(centre, truth.shape, strict=True)]
-        part = tuple(slice(a, a + PATCH) for a in at)
-        logits = network(image[(None, slice(None), *part)])
-        loss = torch.nn.functional.cross_entropy(logits, truth[part][None], shares.rsqrt())
+        anywhere = torch.stack([torch.randint(0, n, (BATCH // 2,)) for n in truth.shape], 1)
+        centres = torch.cat([anywhere, places[torch.randint(0, len(places), (BATCH // 2,))]]).tolist()
+        parts = [_around(centre, truth.shape) for centre in centres]
+        logits = network(torch.stack([image[(slice(None), *part)] for part in parts]))
+        loss = torch.nn.functional.cross_entropy(logits, torch.stack([truth[part] for part in parts]), shares.rsqrt())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -85,6 +85,11 @@ def learn(work: Path) -> float:
             ]
         )
     )
+
+
+def _around(centre, shape) -> tuple[slice, ...]:
+    at = [min(max(0, c - PATCH // 2), n - PATCH) for c, n in zip(centre, shape, strict=True)]
+    return tuple(slice(a, a + PATCH) for a in at)
 
 
 def ct_ours(data: Path, work: Path, backend: str, gib: str = "") -> dict:

@@ -127,9 +127,7 @@ def test_probabilities_that_do_not_fit_are_refused_before_they_are_made():
     student, volume = a_student(), a_volume(20, 18, 16)
     huge = Volume(np.broadcast_to(volume.array, (1, 20, 18, 16)), volume.affine, "scan")
     student.how = How(most_bytes=1)
-    with pytest.raises(
-        ValueError, match=r"scan: its probabilities of 3 classes need 0\.00 GiB of memory"
-    ):
+    with pytest.raises(ValueError, match=r"scan: its probabilities of 3 classes need 0\.00 GiB of memory"):
         student.predict(huge)
 
 
