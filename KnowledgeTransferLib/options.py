@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from . import __version__
-from .records.settings import AnnotateSettings, DistilSettings, EvaluateSettings
+from .records.settings import NONE, AnnotateSettings, DistilSettings, EvaluateSettings
 from .records.students import STUDENTS
 
 HIDDEN = {
@@ -35,6 +35,7 @@ GROUPS = {  # of the settings of distil; others stand beside --help
     ),
     "machine": ("device", "precision"),
 }  # fmt: skip
+TAKEN_BACK = ("epochs", "minutes")  # settings that the option `none` takes back
 KINDS = {"int": int, "float": float, "str": str}
 
 
@@ -214,4 +215,16 @@ def _kind_of(setting, choices) -> dict:
         return {**given, "action": argparse.BooleanOptionalAction}
     if kind.startswith("tuple"):
         return {**given, "type": KINDS[kind[6:].split(",")[0]], "nargs": "*", "metavar": "N"}
+    if setting.name in TAKEN_BACK:
+        return {**given, "type": _number_or_none(KINDS[kind]), "metavar": "N|none"}
     return {**given, "type": KINDS[kind]}
+
+
+def _number_or_none(kind):
+    """Reads a number, or `none`, which takes back what an earlier start asked for."""
+
+    def read(text: str):
+        return text if text == NONE else kind(text)
+
+    read.__name__ = kind.__name__  # argparse names it in its message
+    return read

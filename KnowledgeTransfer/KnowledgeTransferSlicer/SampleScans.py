@@ -34,6 +34,12 @@ def load(source=None):
 
     folder = Path(slicer.app.settings().value(WORKING_FOLDER) or Path.home() / "KnowledgeTransfer")
     logic = KnowledgeTransferLogic()
+    with slicer.util.tryWithErrorDisplay(_("The sample scans could not be made.")):
+        return _made(logic, folder)
+    return None
+
+
+def _made(logic, folder):
     for site, name in (("A", "phantom hospital A"), ("B", "phantom hospital B")):
         if not (folder / name).is_dir():
             logic.phantom(folder / name, site, CASES).wait()

@@ -1,6 +1,7 @@
 """SegmentTab: choose a student, segment loaded volumes or a folder, look at the result and compare it."""
 
 import re
+import time
 from pathlib import Path
 
 import qt
@@ -11,8 +12,7 @@ from KnowledgeTransferLib.records import bundle
 from KnowledgeTransferLib.records.labels import Labels
 
 from . import SceneIO
-from .AnnotateTab import allOrNone, check, nameOf, setCell, setPath, stretch
-from .Logic import endOf
+from .Controls import allOrNone, check, nameOf, onPath, setCell, setPath, stretch
 
 RECENT = "KnowledgeTransfer/RecentStudents"  # in Slicer's application settings
 MOST_RECENT = 10
@@ -24,6 +24,7 @@ class SegmentTab:
     def __init__(self, panel):
         self.panel, self.ui, self.logic = panel, panel.ui, panel.logic
         self.recent = self._readRecent()
+        self.card = None  # the student whose card is shown, and the date of its files
         self.compared = {}  # structure -> what `compare` found, for the segmentation that is shown
         ui = self.ui
         ui.bundleSelector.connect("currentIndexChanged(int)", self.onBundle)
@@ -33,8 +34,8 @@ class SegmentTab:
         ui.segmentAllButton.connect(
             "clicked()", lambda: panel.change(segmentVolumes=allOrNone(ui.segmentVolumesSelector))
         )
-        ui.segmentFolderPath.connect("currentPathChanged(QString)", lambda path: panel.change(segmentInput=path))
-        ui.segmentOutputPath.connect("currentPathChanged(QString)", lambda path: panel.change(segmentOutput=path))
+        onPath(ui.segmentFolderPath, lambda path: panel.change(segmentInput=path))
+        onPath(ui.segmentOutputPath, lambda path: panel.change(segmentOutput=path))
         ui.segmentButton.connect("clicked()", self.onSegment)
         ui.resultSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onResult)
         ui.compareSelector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self.updateButtons())
@@ -108,9 +109,10 @@ class SegmentTab:
             if p.segmentFrom == "scene":
                 job = self.logic.segment(list(p.segmentVolumes), p.bundle, device=p.device)
             else:
+                run = self.panel.workingFolder / time.strftime("segment %Y-%m-%d %H.%M.%S")
                 job = self.logic.segmentFiles(
-                    p.segmentInput, p.bundle, p.segmentOutput, p.overwrite, device=p.device
-                )  # fmt: skip
+                    p.segmentInput, p.bundle, p.segmentOutput, run, p.overwrite, device=p.device
+                )
             self.choose(p.bundle)
             job.onFinished.append(self._onFinished)
             self.panel.follow(job)
@@ -135,15 +137,13 @@ class SegmentTab:
     def _onFinished(self, job):
         if job.nodes and SceneIO.isInScene(job.nodes[-1]) and self.panel.parameters is not None:
             self.panel.parameters.result = job.nodes[-1]
-        if job.status not in (0, 1) and job.error:
-            slicer.util.errorDisplay(endOf(job), windowTitle="KnowledgeTransfer")
+        self.panel.showError(job)
 
     def _onCompared(self, result, job):
         if job.status == 0 and self.ui.resultSelector.currentNode() is result:
             self.compared = {row["name"]: row for row in job.result.get("structures", [])}
             self._showTable(result)
-        elif job.error:
-            slicer.util.errorDisplay(endOf(job), windowTitle="KnowledgeTransfer")
+        self.panel.showError(job)
 
     def _showTable(self, node):
         table = self.ui.volumesTable
@@ -168,7 +168,11 @@ class SegmentTab:
         selector.setCurrentIndex(self.recent.index(path) if path else -1)
         selector.blockSignals(blocked)
         selector.toolTip = path or _("The students that were used lately")
-        card.setMarkdown(cardOf(path)) if path else card.setPlainText(_("No student chosen yet."))
+        metadata = bundle.bundle_in(path) / bundle.METADATA if path else None
+        stamp = (path, metadata.stat().st_mtime_ns if metadata is not None and metadata.exists() else 0)
+        if stamp != self.card:  # opening a student checks all its files
+            self.card = stamp
+            card.setMarkdown(cardOf(path)) if path else card.setPlainText(_("No student chosen yet."))
 
     @staticmethod
     def _readRecent():

@@ -34,6 +34,7 @@ class RunState:
     time_left_s: float | None
     began: str  # ISO 8601, UTC
     pid: int | None
+    host: str  # the computer that it runs on
     arguments: tuple[str, ...]  # the same command goes on with it
     events_begin: int  # where the step's events begin in events.jsonl, in bytes
     has_student: bool
@@ -74,7 +75,7 @@ def state_of(path: Path | str) -> RunState | None:
         job.get("step") or _latest(events, "step") or "",
         state, _text(events, state), done, total, time_left_s if state == "running" else None,
         str(job.get("began") or (events[0].get("time", "") if events else "")),
-        job.get("pid"), tuple(job.get("arguments", ())), job.get("events_before_bytes", 0),
+        job.get("pid"), job.get("host", ""), tuple(job.get("arguments", ())), job.get("events_before_bytes", 0),
         is_bundle(run.student), run.annotations.is_file(), _problems(events),
     )  # fmt: skip
 

@@ -179,6 +179,26 @@ def test_a_teacher_of_no_known_kind_says_which_kinds_there_are(tab, tmp_path, wa
     assert "Known are" in tab.ui.statusLabel.text
 
 
+def test_another_teacher_gets_another_run(tab, a_scan, a_teacher, tmp_path, wait_until):
+    import shutil
+
+    tab.ui.annotateVolumesSelector.check(a_scan)
+    tab.addTeacher(str(a_teacher))
+    tab.ui.annotateRunName.text = "mine"
+    for name in ("mine", "mine", "mine 2"):
+        if name == "mine 2":
+            tab.panel.parameters.teacherPaths = [str(shutil.copytree(a_teacher, tmp_path / "other"))]
+        tab.ui.annotateButton.click()
+        wait_until(lambda: not tab.panel.status.job.running, 60)
+        assert tab.panel.status.job.status == 0, tab.panel.status.job.error
+        assert tab.panel.parameters.annotateRunName == name and tab.ui.casesTable.rowCount == 1
+
+
+def test_a_scene_whose_teacher_is_gone_opens_no_dialog(tab, tmp_path, dialogs):
+    tab.panel.parameters.teacherPaths = [str(tmp_path / "on another computer")]
+    assert "there is no such file" in texts(tab.ui.teachersTable)[0][1] and dialogs.shown == []
+
+
 def test_weights_and_teachers_are_kept_in_the_scene(tab, a_teacher, tmp_path):
     parameters = tab.panel.parameters
     tab.addTeacher(str(a_teacher))

@@ -92,6 +92,7 @@ def test_a_damaged_student_is_explained(tab, a_teacher, a_scan, tmp_path, wait_u
     tab.ui.segmentVolumesSelector.check(a_scan)
     tab.ui.segmentButton.click()
     wait_until(lambda: not tab.panel.status.job.running, 60)
+    wait_until(lambda: dialogs.shown)
     assert "changed or damaged" in dialogs.shown[-1].text
 
 
