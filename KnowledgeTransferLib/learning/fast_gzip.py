@@ -5,6 +5,9 @@ Measured on a CT of 113 MB (76 MB in the file): read in 0.36 s instead of 0.99 s
 
 from __future__ import annotations
 
+import gzip
+from pathlib import Path
+
 from nibabel.openers import ImageOpener
 
 try:
@@ -19,6 +22,18 @@ def use_fast_gzip() -> None:
     """From now on, in this process."""
     if igzip is not None:
         ImageOpener.compress_ext_map[".gz"] = (_open, ("mode", "compresslevel", "mtime", "keep_open"))
+
+
+def breaks_off(file: Path) -> bool:
+    """Whether a gzip file ends too early; ISA-L reads far ahead, and then gives nothing of what comes before."""
+    try:
+        with (igzip or gzip).open(file) as stream:
+            stream.read(1024)
+    except EOFError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _open(filename, mode: str = "rb", compresslevel: int = 1, mtime: float = 0, keep_open: bool = False):

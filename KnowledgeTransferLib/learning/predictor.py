@@ -113,7 +113,7 @@ def _parts(length: int, edge: int, margin: int) -> list[tuple[int, int, tuple[in
 
 def _edges(length: int, step: int) -> list[int]:
     """Multiples of the step that divide a length into equal parts as well as they can, the largest first."""
-    return sorted({-(-length // (count * step)) * step for count in range(1, length // step + 1)}, reverse=True)
+    return sorted({-(-length // (count * step)) * step for count in range(1, max(1, length // step) + 1)}, reverse=True)
 
 
 def _cut(bounds) -> tuple[slice, ...]:

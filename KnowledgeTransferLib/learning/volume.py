@@ -15,7 +15,7 @@ from ..records.cohort import is_dicom_folder
 from ..records.labels import Labels
 from ..records.run_directory import written_whole
 from .ahead import in_threads
-from .fast_gzip import use_fast_gzip
+from .fast_gzip import breaks_off, use_fast_gzip
 from .segments import numbered_as, segment_fields
 from .voxel_checks import check_file, check_shape, check_values, check_voxels, times, whole_numbers
 
@@ -228,7 +228,8 @@ def _nifti(file: Path):
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: there is no such file") from None
     except Exception as error:
-        raise ValueError(f"{file}: is not a NIfTI image ({_first_line(error)})") from error
+        reason = "cannot be read as an image; truncated" if breaks_off(file) else "is not a NIfTI image"
+        raise ValueError(f"{file}: {reason} ({_first_line(error)})") from error
 
 
 def _read_with_sitk(file: Path) -> Volume:

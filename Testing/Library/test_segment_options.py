@@ -179,3 +179,11 @@ def test_a_changed_way_of_running_opens_the_backend_anew(a_teacher):
     first = student.runner
     assert student.run_as(How(largest_component=True)).runner is first
     assert student.run_as(How("torch", "bf16")).runner is not first
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4), (1, 2, 3), (40, 3, 9)])
+def test_a_volume_smaller_than_the_network_sees_is_padded(shape):
+    student, volume = a_student(), a_volume(*shape)
+    found = student.segment(volume)
+    assert found.shape == shape
+    np.testing.assert_array_equal(found, student.predict(volume).argmax(0))
