@@ -31,7 +31,7 @@ def breaks_off(file: Path) -> bool:
             stream.read(1024)
     except EOFError:
         return True
-    except OSError:
+    except Exception:  # damaged, or no gzip; ISA-L's own error is not an OSError
         return False
     return False
 

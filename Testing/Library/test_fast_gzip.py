@@ -48,3 +48,12 @@ def test_a_changed_byte_is_told(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(content)
     with pytest.raises(ValueError, match=r"a.nii.gz"):
         read_image(tmp_path / "a.nii.gz")
+
+
+def test_a_damaged_header_is_told(tmp_path):
+    content = bytearray(gzip.compress(bytes(range(256)) * 40))
+    for place in (12, 13, 15):
+        content[place] ^= 0x5A
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    with pytest.raises(ValueError, match="a.nii.gz"):
+        read_image(tmp_path / "a.nii.gz")
