@@ -93,10 +93,16 @@ def _segment(options: argparse.Namespace, listener, open_student=None) -> int:
     step = import_module(".steps.segment", __package__)
     result = step.segment(
         options.bundle, options.inputs, options.output, format=options.format, device=options.device,
-        overwrite=options.overwrite, run=options.run, listener=listener,
+        overwrite=options.overwrite, run=options.run, listener=listener, how=_how(options),
         **({"open_student": open_student} if open_student else {}),
     )  # fmt: skip
     return _status(result["problems"], len(result["files"]))
+
+
+def _how(options: argparse.Namespace):
+    from .learning.student import How
+
+    return How(options.backend, options.precision, options.mirror, options.largest_component, options.max_memory)
 
 
 def _evaluate(options: argparse.Namespace, listener) -> int:
@@ -106,6 +112,12 @@ def _evaluate(options: argparse.Namespace, listener) -> int:
     asked = _asked(options, EvaluateSettings)
     result = step.evaluate(options.run, methods=methods or None, listener=listener, **asked)
     return _status(result["problems"], 1)
+
+
+def _export(options: argparse.Namespace, listener) -> int:
+    step = import_module(".steps.export", __package__)
+    step.export(options.bundle, options.to, check=options.check, listener=listener)
+    return DONE
 
 
 def _describe(options: argparse.Namespace, listener) -> int:
@@ -159,10 +171,10 @@ def _demo(options: argparse.Namespace, listener) -> int:
 
 
 STEPS = {
-    "annotate": _annotate, "distil": _distil, "segment": _segment, "evaluate": _evaluate, "describe": _describe,
-    "compare": _compare, "phantom": _phantom, "serve": _serve, "demo": _demo,
+    "annotate": _annotate, "distil": _distil, "segment": _segment, "evaluate": _evaluate, "export": _export,
+    "describe": _describe, "compare": _compare, "phantom": _phantom, "serve": _serve, "demo": _demo,
 }  # fmt: skip
-SERVED = ("annotate", "distil", "segment", "evaluate", "describe", "compare", "phantom")
+SERVED = ("annotate", "distil", "segment", "evaluate", "export", "describe", "compare", "phantom")
 WARM = ("segment", "annotate", "describe", "compare")  # those of them that are loaded before somebody asks
 
 

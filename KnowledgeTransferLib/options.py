@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from . import __version__
-from .records.settings import AnnotateSettings, DistilSettings, EvaluateSettings
+from .records.settings import NONE, AnnotateSettings, DistilSettings, EvaluateSettings
 from .records.students import STUDENTS
 
 HIDDEN = {
@@ -35,6 +35,7 @@ GROUPS = {  # of the settings of distil; others stand beside --help
     ),
     "machine": ("device", "precision"),
 }  # fmt: skip
+TAKEN_BACK = ("epochs", "minutes")  # settings that the option `none` takes back
 KINDS = {"int": int, "float": float, "str": str}
 
 
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     _add_distil(steps)
     _add_segment(steps)
     _add_evaluate(steps)
+    _add_export(steps)
     _add_describe(steps)
     _add_compare(steps)
     _add_phantom(steps)
@@ -97,6 +99,30 @@ def _add_segment(steps) -> None:
     )
     step.add_argument("--run", metavar="DIR", type=Path, help="directory for events.jsonl and a file `cancel`")
     step.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="where it runs")
+    _add_how(step)
+
+
+def _add_how(step) -> None:
+    """How a student is run: the fields of learning.student.How."""
+    step.add_argument(
+        "--backend", default="auto", choices=("auto", "torch", "openvino", "onnxruntime", "torchscript"),
+        help="what runs the network (default: the fastest that is installed); all give the same labels",
+    )  # fmt: skip
+    step.add_argument("--precision", default="f32", choices=("f32", "bf16"), help="bf16: faster on some processors")
+    step.add_argument("--mirror", action="store_true", help="average over mirror images too: slower, a little better")
+    step.add_argument("--largest-component", action="store_true", help="keep the largest part of each structure alone")
+    step.add_argument("--max-memory", type=_gib, metavar="GIB", help="memory it may take (default: what is free)")
+
+
+def _gib(text: str) -> int:
+    """GiB as bytes."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 2**20:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give a number of GiB above 0, for example 4")
+    return int(number * 2**30)
 
 
 def _add_evaluate(steps) -> None:
@@ -108,6 +134,16 @@ def _add_evaluate(steps) -> None:
         help="bundle or folder of segmentations; give it several times to compare",
     )  # fmt: skip
     _add_settings(step, EvaluateSettings)
+
+
+def _add_export(steps) -> None:
+    step = _step(steps, "export", "add files that other tools run to a student's bundle")
+    step.add_argument("bundle", metavar="BUNDLE", type=Path, help="the student's folder, or its run directory")
+    step.add_argument(
+        "--to", metavar="KIND", nargs="+", required=True, choices=("onnx", "torchscript", "pt2", "openvino", "monai"),
+        help="onnx, torchscript, pt2 (torch.export), openvino, monai (runs with `python -m monai.bundle run`)",
+    )  # fmt: skip
+    step.add_argument("--check", metavar="PATH", type=Path, help="images to check it on (default: random ones)")
 
 
 def _add_describe(steps) -> None:
@@ -194,4 +230,16 @@ def _kind_of(setting, choices) -> dict:
         return {**given, "action": argparse.BooleanOptionalAction}
     if kind.startswith("tuple"):
         return {**given, "type": KINDS[kind[6:].split(",")[0]], "nargs": "*", "metavar": "N"}
+    if setting.name in TAKEN_BACK:
+        return {**given, "type": _number_or_none(KINDS[kind]), "metavar": "N|none"}
     return {**given, "type": KINDS[kind]}
+
+
+def _number_or_none(kind):
+    """Reads a number, or `none`, which takes back what an earlier start asked for."""
+
+    def read(text: str):
+        return text if text == NONE else kind(text)
+
+    read.__name__ = kind.__name__  # argparse names it in its message
+    return read

@@ -1,5 +1,6 @@
 """AnnotateTab: choose scans and teachers, annotate, and review what came out."""
 
+import itertools
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,13 @@ import slicer
 from slicer.i18n import tr as _
 
 from KnowledgeTransferLib.records import bundle, reviews
-from KnowledgeTransferLib.records.labels import Labels
+from KnowledgeTransferLib.records.progress import explain
 from KnowledgeTransferLib.records.run_directory import RunDirectory
+from KnowledgeTransferLib.records.settings import read_settings
 
 from . import Requirements, SceneIO
-from .Logic import SCENE, endOf
+from .Controls import allOrNone, check, nameOf, onPath, setCell, setPath, stretch, structuresOf, without
+from .SceneRuns import DRAWN, SCENE
 
 FROM_SCENE = "Segmentations in the scene"
 
@@ -30,7 +33,10 @@ class AnnotateTab:
         ui = self.ui
         ui.annotateSceneRadio.connect("toggled(bool)", self.onFrom)
         ui.annotateVolumesSelector.connect("checkedNodesChanged()", self.onVolumes)
-        ui.annotateCohortPath.connect("currentPathChanged(QString)", lambda path: panel.change(annotateCohort=path))
+        ui.annotateAllButton.connect(
+            "clicked()", lambda: panel.change(annotateVolumes=allOrNone(ui.annotateVolumesSelector))
+        )
+        onPath(ui.annotateCohortPath, lambda path: panel.change(annotateCohort=path))
         ui.addTeacherFolderButton.connect("clicked()", self.onAddFolder)
         ui.addTeacherFileButton.connect("clicked()", self.onAddFile)
         ui.addTeacherSegmentationsButton.connect("clicked()", lambda: self.addTeacher(SCENE))
@@ -58,7 +64,7 @@ class AnnotateTab:
         scene = parameters.annotateFrom == "scene"
         self.ui.annotateSceneRadio.checked = scene
         self.ui.annotateCohortRadio.checked = not scene
-        self.ui.annotateVolumesSelector.enabled = scene
+        self.ui.annotateVolumesSelector.enabled = self.ui.annotateAllButton.enabled = scene
         for name in ("annotateCohortPath", "annotateFolderButton", "annotateFileButton"):
             getattr(self.ui, name).enabled = not scene
         check(self.ui.annotateVolumesSelector, parameters.annotateVolumes)
@@ -112,6 +118,7 @@ class AnnotateTab:
 
     def addTeacher(self, path):
         parameters = self.panel.parameters
+        self.known.pop(path, None)  # it may have changed
         if path and path not in parameters.teacherPaths:
             weights = list(parameters.teacherWeights)
             parameters.teacherPaths = [*parameters.teacherPaths, path]
@@ -129,26 +136,38 @@ class AnnotateTab:
 
     def onAnnotate(self):
         parameters = self.panel.parameters
-        if not parameters.annotateRunName.strip():
-            parameters.annotateRunName = time.strftime("run %Y-%m-%d %H.%M")
         teachers = dict(zip(parameters.teacherPaths, parameters.teacherWeights, strict=False))
         options = {
             "uncertainty": parameters.uncertainty, "probabilities": parameters.probabilities,
             "device": parameters.device,
         }  # fmt: skip
         with self.panel.messages():
+            parameters.annotateRunName = self._runNameFor(parameters.annotateRunName.strip(), teachers)
             if parameters.annotateFrom == "scene":
-                volumes = list(parameters.annotateVolumes)
-                job = self.logic.annotate(volumes, teachers, self.run(), **options)
-                for hint in filter(None, map(SceneIO.hintOf, volumes)):
-                    self.panel.status.log(hint)
+                job = self.logic.annotate(list(parameters.annotateVolumes), teachers, self.run(), **options)
             else:
                 job = self.logic.annotateCohort(parameters.annotateCohort, teachers, self.run(), **options)
-            job.onEvent.append(self._onEvent)
-            job.onFinished.append(self._onFinished)
+            self.watch(job)
             self.panel.follow(job)
             parameters.distilRun = str(self.run())
             self.showCases()
+
+    def watch(self, job):
+        """Show in the table of cases what becomes of them."""
+        job.onEvent.append(self._onEvent)
+        job.onFinished.append(self._onFinished)
+
+    def _runNameFor(self, name, teachers):
+        """A run keeps its teachers: with others, the next free name; without a name, the day and time."""
+        if not name:
+            return time.strftime("run %Y-%m-%d %H.%M")
+        for number in itertools.count(1):
+            tried = name if number == 1 else f"{name} {number}"
+            run = RunDirectory(self.panel.workingFolder / tried)
+            known = {t["path"]: t["weight"] for t in read_settings(run, "annotate").get("teachers", ())}
+            wanted = {str(run.path / DRAWN if path == SCENE else path): weight for path, weight in teachers.items()}
+            if not run.annotations.is_file() or known == wanted:
+                return tried
 
     def onReview(self):
         case = self.chosen()
@@ -174,8 +193,9 @@ class AnnotateTab:
         case = self.chosen()
         with self.panel.messages():
             volume, segmentation = self.opened[case]
-            self.logic.saveCorrection(self.shown, case, segmentation, volume)
-            self.panel.status.say(_("{case}: correction saved; the student learns it").format(case=case))
+            hint = self.logic.saveCorrection(self.shown, case, segmentation, volume)
+            saved = _("{case}: correction saved; the student learns it").format(case=case)
+            self.panel.status.say(f"{saved}. {hint}" if hint else saved)
         self.showCases(case)
 
     def onDiscardCorrection(self):
@@ -227,17 +247,16 @@ class AnnotateTab:
         self._showCase(row, self.rows[row])
 
     def _onFinished(self, job):
-        self.opened.update(job.pairs)
+        self.opened.update(getattr(job, "pairs", {}))
         self.showCases(self.chosen())
         self.panel.distilTab.showRuns()
-        if job.status not in (0, 1) and job.error:
-            slicer.util.errorDisplay(endOf(job), windowTitle="KnowledgeTransfer")
+        self.panel.showError(job)
 
     def _showTeachers(self, parameters):
         table = self.ui.teachersTable
         table.setRowCount(len(parameters.teacherPaths))
         for row, path in enumerate(parameters.teacherPaths):
-            name = FROM_SCENE if path == SCENE else Path(path).name
+            name = FROM_SCENE if path == SCENE else nameOf(path)
             setCell(table, row, 0, name, path)
             if path not in self.known:
                 self._recognise(path)
@@ -265,13 +284,14 @@ class AnnotateTab:
             self.known[path] = _("what was drawn on the chosen volumes")
         elif bundle.is_bundle(bundle.bundle_in(path)):
             self.known[path] = structuresOf(path)
-        elif not Requirements.missing():
-            with self.panel.messages():
-                job = self.logic.describe(path)
-                job.onFinished.append(lambda ended: self._onRecognised(path, ended))
-                self.known[path] = _("looking…")
-        else:
+        elif Requirements.missing():
             self.known[path] = _("shown once the packages are installed")
+        else:
+            try:
+                self.logic.describe(path).onFinished.append(lambda ended: self._onRecognised(path, ended))
+                self.known[path] = _("looking…")
+            except (OSError, RuntimeError) as error:  # such as a scene from another computer
+                self.known[path] = explain(error)
 
     def _onRecognised(self, path, job):
         names = [structure["name"] for structure in job.result.get("structures", [])]
@@ -287,46 +307,3 @@ class AnnotateTab:
         if not given:
             return _("Choose the scans first")
         return _("Let the teachers annotate the scans") if taught else _("Add a teacher first")
-
-
-def structuresOf(path):
-    """What a bundle segments, or why it cannot be opened."""
-    try:
-        metadata = bundle.read_metadata(bundle.bundle_in(path))
-        return ", ".join(Labels.from_json(metadata[bundle.OURS]["labels"]).names)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return str(error)
-
-
-def stretch(table, *columns):
-    """Let the named columns take the room that the others leave."""
-    header = table.horizontalHeader()
-    header.setStretchLastSection(False)
-    for column in range(table.columnCount):
-        mode = qt.QHeaderView.Stretch if column in columns else qt.QHeaderView.ResizeToContents
-        header.setSectionResizeMode(column, mode)
-
-
-def setCell(table, row, column, text, toolTip=""):
-    item = qt.QTableWidgetItem(text)
-    item.setToolTip(toolTip)
-    table.setItem(row, column, item)
-
-
-def check(selector, nodes):
-    """Check these nodes, and no others, in a selector of several nodes."""
-    wanted = {node.GetID() for node in nodes if node is not None}
-    now = {node.GetID() for node in selector.checkedNodes()}
-    for nodeId in wanted ^ now:
-        node = slicer.mrmlScene.GetNodeByID(nodeId)
-        if node is not None:
-            (selector.check if nodeId in wanted else selector.uncheck)(node)
-
-
-def setPath(widget, path):
-    if widget.currentPath != path:
-        widget.currentPath = path
-
-
-def without(values, index):
-    return [value for number, value in enumerate(values) if number != index]

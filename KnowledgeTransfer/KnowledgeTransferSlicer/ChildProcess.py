@@ -85,8 +85,9 @@ def stopTree(pid, gently):
         command = ["taskkill", "/T", "/PID", str(pid)] + ([] if gently else ["/F"])
         subprocess.run(command, capture_output=True, check=False, creationflags=subprocess.CREATE_NO_WINDOW)
         return
-    number = signal.SIGTERM if gently else signal.SIGKILL
-    for process in [pid, *descendants(pid)]:
+    number, others = signal.SIGTERM if gently else signal.SIGKILL, descendants(pid)
+    # PythonSlicer is a launcher that a gentle signal would end alone: the Python below it answers, then both end.
+    for process in others if gently and others else [pid, *others]:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(process, number)
 

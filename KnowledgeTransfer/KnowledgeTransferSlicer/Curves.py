@@ -52,6 +52,7 @@ class Curves:
     def _make(self):
         """Make the nodes, anew when the scene was closed meanwhile."""
         if self.chart is not None and slicer.mrmlScene.IsNodePresent(self.chart):
+            self.view.SetPlotChartNodeID(self.chart.GetID())  # another module may have put its own there
             return
         self.chart = self._node("vtkMRMLPlotChartNode", NAME)
         self.chart.SetXAxisTitle("epoch")
@@ -62,6 +63,9 @@ class Curves:
             self.view = slicer.vtkMRMLPlotViewNode()
             self.view.SetSingletonTag("KnowledgeTransfer")
             self.view.SetName(NAME)
+            self.view.SetSaveWithScene(False)
+            self.view.SetDoPropagatePlotChartSelection(False)  # other modules' charts stay out of this panel
+            self.view.SetAndObserveParentLayoutNodeID(self.chart.GetID())  # not a view of Slicer's layout
             self.view = slicer.mrmlScene.AddNode(self.view)
         self.view.SetPlotChartNodeID(self.chart.GetID())
         self.plotWidget.setMRMLScene(slicer.mrmlScene)

@@ -2,17 +2,18 @@
 
 from pathlib import Path
 
-import slicer
 from slicer.i18n import tr as _
 
 from KnowledgeTransferLib.records.jobs import runs_in
 from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json
+from KnowledgeTransferLib.records.settings import NONE
 from KnowledgeTransferLib.records.students import STUDENTS
 
-from .AnnotateTab import setCell, setPath, stretch
+from .ChildProcess import eventOf
+from .Controls import onPath, setCell, setPath, setTexts, stretch
 from .Curves import Curves
-from .Logic import endOf
-from .Status import duration
+from .Jobs import AttachedJob
+from .Status import duration, inWordsOfThePanel
 
 LEARN_FROM_TEXTS = ("Teachers' annotations", "Expert annotations", "Both")
 LENGTH_TEXTS = ("Automatic", "Time budget", "Epochs")
@@ -25,15 +26,18 @@ class DistilTab:
         self.panel, self.ui, self.logic = panel, panel.ui, panel.logic
         self.curves = Curves(self.ui.plotWidget)
         self.runs = []
+        self.watched = []  # jobs that tell this tab their events
+        self.drawn = None  # the job whose curves are shown
         ui = self.ui
-        ui.distilRunPath.connect("currentPathChanged(QString)", lambda path: panel.change(distilRun=path))
-        ui.expertCohortPath.connect("currentPathChanged(QString)", lambda path: panel.change(expertCohort=path))
-        ui.startFromPath.connect("currentPathChanged(QString)", lambda path: panel.change(startFrom=path))
+        onPath(ui.distilRunPath, lambda path: panel.change(distilRun=path))
+        onPath(ui.expertCohortPath, lambda path: panel.change(expertCohort=path))
+        onPath(ui.startFromPath, lambda path: panel.change(startFrom=path))
         ui.distilButton.connect("clicked()", self.onDistil)
         ui.runsTable.connect("itemSelectionChanged()", self.updateButtons)
         ui.runsTable.connect("cellDoubleClicked(int,int)", lambda row, column: self.onFollow())
         ui.followRunButton.connect("clicked()", self.onFollow)
         ui.stopRunButton.connect("clicked()", self.onStop)
+        ui.reviewRunButton.connect("clicked()", self.onReviewRun)
         ui.useStudentButton.connect("clicked()", self.onUseStudent)
         stretch(ui.runsTable, 0)
 
@@ -71,6 +75,7 @@ class DistilTab:
         run = self.chosen()
         ui.followRunButton.enabled = run is not None
         ui.stopRunButton.enabled = run is not None and run.state == "running"
+        ui.reviewRunButton.enabled = run is not None and run.has_annotations
         ui.useStudentButton.enabled = run is not None and run.has_student
 
     def chosen(self):
@@ -81,37 +86,36 @@ class DistilTab:
         """The settings of the training that the user chose; the library chooses the others from the cohort."""
         p = self.panel.parameters
         chosen = {"student": p.student, "annotations": p.learnFrom, "soft": p.soft, "seed": p.seed, "device": p.device}
-        if p.lengthBy == "minutes":
-            chosen["minutes"] = p.minutes
-        elif p.lengthBy == "epochs":
-            chosen["epochs"] = p.epochs
+        chosen["start_from"] = p.startFrom or NONE
         if p.startFrom:
-            chosen["start_from"] = p.startFrom
             del chosen["student"]  # it is that of the bundle
-        return chosen
+        if p.lengthBy == "minutes":
+            return {**chosen, "minutes": p.minutes}
+        if p.lengthBy == "epochs":
+            return {**chosen, "epochs": p.epochs}
+        return {**chosen, "minutes": NONE, "epochs": NONE}
 
     def onDistil(self):
         p = self.panel.parameters
         with self.panel.messages():
+            if RunDirectory(p.distilRun).training.is_file() and not self.ui.restartCheckBox.checked:
+                raise ValueError(_("This run has its student; check Begin anew (under Advanced) or choose another run"))
             cohort = p.expertCohort if p.learnFrom != "pseudo" and p.expertCohort else None
             job = self.logic.distil(p.distilRun, cohort, self.ui.restartCheckBox.checked, **self.settings())
             self.ui.restartCheckBox.checked = False
-            self.curves.clear()
             self._watch(job)
 
     def followRun(self, path):
         """Show a run: live while it goes on, else the curves that it left."""
         run = RunDirectory(path)
         state = next((state for state in self.runs if state.path == run.path), None)
-        self.curves.clear()
-        if state is None or state.state != "running":
-            history = read_json(run.training)["history"] if run.training.is_file() else []
-            self.curves.show(history)
-            self.panel.status.say(f"{run.path.name}: {state.state if state else ''} {state.text if state else ''}")
+        if state is not None and state.state == "running":
+            self._watch(self.logic.attach(path))
             return
-        job = self.logic.attach(path)
-        if job is not self.panel.status.job:
-            self._watch(job)
+        self.drawn = None
+        self.curves.show(historyOf(run, state))
+        if state is not None:
+            self.panel.status.say(f"{run.path.name}: {state.state} {inWordsOfThePanel(state.text)}".strip())
 
     def onFollow(self):
         if self.chosen() is not None:
@@ -123,6 +127,12 @@ class DistilTab:
         if self.chosen() is not None:
             with self.panel.messages():
                 self.logic.attach(self.chosen().path).cancel()
+
+    def onReviewRun(self):
+        """Show a run's cases in the first tab, to go on with their review."""
+        if self.chosen() is not None:
+            self.panel.change(annotateRunName=self.chosen().name, distilRun=str(self.chosen().path))
+            self.ui.tabs.setCurrentIndex(0)
 
     def onUseStudent(self):
         if self.chosen() is not None:
@@ -152,34 +162,36 @@ class DistilTab:
         return own is not None or any(r.state == "running" and r.path == Path(path) for r in self.runs)
 
     def _watch(self, job):
-        job.onEvent.append(self._onEvent)
-        job.onFinished.append(self._onFinished)
+        """Follow a job in the status area and in the plot; a job is connected once."""
+        state = next((state for state in self.runs if state.path == job.run.path), None)
+        self.drawn = job
+        self.curves.show(historyOf(job.run, state) if isinstance(job, AttachedJob) or job in self.watched else [])
+        if job not in self.watched:
+            self.watched = [known for known in self.watched if known.running] + [job]
+            job.onEvent.append(lambda event: self._onEvent(job, event))
+            job.onFinished.append(self._onFinished)
+            if isinstance(job, AttachedJob) and job.step == "annotate" and job.run.path == self.panel.annotateTab.shown:
+                self.panel.annotateTab.watch(job)
         self.panel.follow(job)
         self.showRuns()
 
-    def _onEvent(self, event):
-        if event["event"] == "start":
-            self.curves.clear()
-        elif event["event"] == "metrics":
+    def _onEvent(self, job, event):
+        if job is self.drawn and event["event"] == "metrics":
             self.curves.add(event)
 
     def _onFinished(self, job):
         self.showRuns()
         if job.step == "distil" and job.status in (0, 1):
-            self.curves.show(self._history(job.run))
             self.panel.segmentTab.choose(str(job.run.student))
-        elif job.status not in (0, 1) and job.error:
-            slicer.util.errorDisplay(endOf(job), windowTitle="KnowledgeTransfer")
-
-    @staticmethod
-    def _history(run):
-        try:
-            return read_json(run.training)["history"]
-        except (OSError, ValueError, KeyError):
-            return []
+        self.panel.showError(job)
 
 
-def setTexts(selector, texts):
-    """Plain words in place of a choice's values; Slicer's connector reads a choice by its index."""
-    for index, text in enumerate(texts):
-        selector.setItemText(index, text)
+def historyOf(run, state):
+    """The rows of a training's curves: of a finished one its own list, else what it has told so far."""
+    if run.training.is_file() and (state is None or state.state != "running"):
+        return read_json(run.training).get("history", [])
+    if state is None or not run.events.is_file():
+        return []
+    with open(run.events, "rb") as file:
+        file.seek(state.events_begin)
+        return [event for line in file if b'"metrics"' in line and (event := eventOf(line))["event"] == "metrics"]

@@ -1,8 +1,6 @@
 """Logic: annotate, distil and segment from a script in Slicer's Python console, or from the panel."""
 
-import filecmp
-import itertools
-import os
+import contextlib
 import shutil
 import tempfile
 import time
@@ -15,13 +13,12 @@ from KnowledgeTransferLib.records import reviews
 from KnowledgeTransferLib.records.run_directory import RunDirectory
 
 from . import Requirements, SceneIO
-from .LibraryProcess import STOPPED, Library
+from .LibraryProcess import Library
 from .ParameterNode import KnowledgeTransferParameterNode
+from .SceneRuns import PSEUDO, SCANS, SCENE, exported, showAnnotation, showSegmentation, withScene
 
-SCENE = "scene:"  # in place of a teacher's path: the segmentation nodes of the scene
-PSEUDO = "pseudo-annotation"
-TEMPORARY = "KnowledgeTransfer-"
-SCANS = "scans"  # folder in a run that keeps loaded volumes
+TEMPORARY = "KnowledgeTransfer-temporary-"
+STALE_S = 24 * 3600
 
 
 class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
@@ -30,7 +27,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
     Each method starts a job and returns it at once. `job.onEvent` and `job.onFinished` are lists of functions that
     Slicer's event loop calls, with an event and with the job. `job.wait()` returns when the job is done, and raises
     RuntimeError when it failed. `job.nodes` are the nodes that came into the scene, `job.problems` the cases that
-    failed; `job.cancel()` stops it.
+    failed, `job.hints` what is good to know; `job.cancel()` stops it.
     """
 
     def __init__(self, library=None, requirements=Requirements):
@@ -47,31 +44,31 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
 
         Args:
             teachers: path -> weight, or a list of paths; "scene:" stands for the segmentations in the scene.
-            runDirectory: folder that keeps scans and pseudo-annotations, to distil from; None: a temporary one.
+            runDirectory: folder that keeps scans and pseudo-annotations, to distil from; further volumes add to it.
+                None: a temporary one.
             settings: those of `knowledge-transfer annotate --help`: uncertainty=True loads an uncertainty map too,
                 probabilities=False, device="cuda".
 
         Raises:
             ValueError: a volume cannot be used, or no teacher was given. RuntimeError: the folder is in use.
         """
-        volumes = _checked(volumeNodes)
-        weights = _weights(teachers)
-        run = self._runDirectory(runDirectory)
-        cases = _exported(volumes, run)
-        weights = _withScene(weights, run, cases)
-        arguments = [run.path, "--cohort", run.path / SCANS, *_teacherArguments(weights), *_options(settings)]
-        job = self._start("annotate", run, arguments, temporary=not runDirectory)
-        job.onEvent.append(lambda event: _showAnnotation(job, cases, event, settings.get("uncertainty", False)))
+        volumes, weights = _checked(volumeNodes), _weights(teachers)
+        with self._working(runDirectory) as run, exported(volumes, run) as cases:
+            weights, hints = withScene(weights, run, cases)
+            arguments = [run.path, "--cohort", run.path / SCANS, *_teacherArguments(weights), *_options(settings)]
+            job = self._start("annotate", run, arguments)
+        job.hints = [*filter(None, map(SceneIO.hintOf, volumes)), *hints]
+        job.onEvent.append(lambda event: showAnnotation(job, cases, event, settings.get("uncertainty", False)))
         return job
 
     def annotateCohort(self, cohort, teachers, runDirectory, **settings):
         """Let teachers annotate the cases of a folder or table on disk; settings as those of `annotate`."""
-        weights = _weights(teachers)
+        weights, cohort = _weights(teachers), _existing(cohort)
         if SCENE in weights:
             raise ValueError("Segmentations in the scene can only teach loaded volumes; remove them from the teachers")
-        run = self._runDirectory(runDirectory)
-        arguments = [run.path, "--cohort", _existing(cohort), *_teacherArguments(weights), *_options(settings)]
-        return self._start("annotate", run, arguments)
+        with self._working(runDirectory) as run:
+            arguments = [run.path, "--cohort", cohort, *_teacherArguments(weights), *_options(settings)]
+            return self._start("annotate", run, arguments)
 
     def distil(self, runDirectory, cohort=None, restart=False, **settings):
         """Train a student in a run directory; a training that was stopped goes on where it was.
@@ -80,57 +77,60 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
             cohort: folder or table with expert annotations; None: what the run annotated.
             restart: forget an earlier training of this run.
             settings: those of `knowledge-transfer distil --help`, such as student="tiny", epochs=100, minutes=30,
-                annotations="both", start_from="folder of a student", device="cuda", seed=0.
+                annotations="both", start_from="folder of a student", device="cuda", seed=0. "none" for minutes, epochs
+                or start_from takes back what an earlier start asked for.
         """
-        if settings.get("start_from"):
+        if settings.get("start_from", "none") != "none":
             settings["start_from"] = _existing(settings["start_from"])
-        run = self._runDirectory(runDirectory)
-        arguments = [run.path, *_options(settings)]
-        arguments += ["--cohort", _existing(cohort)] if cohort else []
-        return self._start("distil", run, arguments + ["--restart"] * bool(restart))
+        cohort = ["--cohort", _existing(cohort)] if cohort else []
+        with self._working(runDirectory) as run:
+            arguments = [run.path, *_options(settings), *cohort, *(["--restart"] * bool(restart))]
+            return self._start("distil", run, arguments)
 
     def segment(self, volumeNodes, bundle, **settings):
         """Segment loaded volumes with a student; each result becomes a node "<volume> segmentation"."""
-        volumes = _checked(volumeNodes)
-        bundle = _existing(bundle)
-        run = self._runDirectory(None)
-        cases = _exported(volumes, run)
-        arguments = [bundle, run.path / SCANS, run.path / "results", "--format", ".seg.nrrd"]
-        arguments += ["--overwrite", "--run", run.path, *_options(settings)]
-        job = self._start("segment", run, arguments, temporary=True, warm=True)
-        job.onEvent.append(lambda event: _showSegmentation(job, cases, event))
+        volumes, bundle = _checked(volumeNodes), _existing(bundle)
+        with self._working(None) as run, exported(volumes, run) as cases:
+            arguments = [bundle, run.path / SCANS, run.path / "results", "--format", ".seg.nrrd", "--overwrite"]
+            job = self._start("segment", run, [*arguments, "--run", run.path, *_options(settings)], warm=True)
+        job.hints = [*filter(None, map(SceneIO.hintOf, volumes))]
+        job.onEvent.append(lambda event: showSegmentation(job, cases, event))
         return job
 
-    def segmentFiles(self, inputPath, bundle, output, overwrite=False, **settings):
-        """Segment an image, or all of a folder, on disk into the folder `output`."""
-        run = self._runDirectory(None)
-        arguments = [
-            _existing(bundle),
-            _existing(inputPath),
-            Path(output).absolute(),
-            "--run",
-            run.path,
-            *_options(settings),
-        ]
-        return self._start("segment", run, arguments + ["--overwrite"] * bool(overwrite), temporary=True, warm=True)
+    def segmentFiles(self, inputPath, bundle, output, runDirectory=None, overwrite=False, **settings):  # noqa: PLR0913
+        """Segment an image, or all of a folder, on disk into the folder `output`; goes on when Slicer is closed.
+
+        Args:
+            runDirectory: folder for the progress, by which the job is found again; None: a temporary one.
+        """
+        files = [_existing(bundle), _existing(inputPath), Path(output).absolute()]
+        with self._working(runDirectory) as run:
+            arguments = [*files, "--run", run.path, *_options(settings), *(["--overwrite"] * bool(overwrite))]
+            job = self._start("segment", run, arguments)
+        job.folder = files[-1]
+        return job
 
     def compare(self, segmentationNode, referenceNode, volumeNode):
         """Dice and HD95 of each structure; `job.result["structures"]` holds them."""
         SceneIO.checkVolume(volumeNode)
-        run = self._runDirectory(None)
-        files = [run.path / "segmentation.seg.nrrd", run.path / "reference.seg.nrrd"]
-        for node, file in zip((segmentationNode, referenceNode), files, strict=True):
-            SceneIO.exportSegmentation(node, volumeNode, file)
-        return self._start("compare", run, files, temporary=True, warm=True)
+        with self._working(None) as run:
+            files = [run.path / "segmentation.seg.nrrd", run.path / "reference.seg.nrrd"]
+            nodes = (segmentationNode, referenceNode)
+            hints = [SceneIO.exportSegmentation(n, volumeNode, f) for n, f in zip(nodes, files, strict=True)]
+            job = self._start("compare", run, files, warm=True)
+        job.hints = [*filter(None, hints)]
+        return job
 
     def describe(self, path):
         """What a teacher or student is: `job.result` holds `kind`, `structures`, `card`."""
-        return self._start("describe", self._runDirectory(None), [_existing(path)], temporary=True, warm=True)
+        path = _existing(path)
+        with self._working(None) as run:
+            return self._start("describe", run, [path], warm=True)
 
     def phantom(self, folder, site, cases):
-        """Make a small synthetic cohort to try the module with; site A has expert annotations."""
-        run = self._runDirectory(None)
-        return self._start("phantom", run, [folder, "--site", site, "--cases", cases], temporary=True)
+        """Make a small synthetic cohort to try the module with; it has expert annotations."""
+        with self._working(None) as run:
+            return self._start("phantom", run, [folder, "--site", site, "--cases", cases])
 
     def attach(self, runDirectory):
         """Follow a run that works already, whoever started it."""
@@ -141,20 +141,24 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         state = next(state for state in reviews.case_states(RunDirectory(runDirectory)) if state.id == caseId)
         if state.annotation is None:
             raise ValueError(f"{caseId}: has no annotation yet")
-        volume = slicer.util.loadVolume(str(state.images[0]))
+        volume = slicer.util.loadVolume(str(_fileOf(state.images[0])))
         volume.SetName(slicer.mrmlScene.GenerateUniqueName(caseId))
         return volume, SceneIO.loadSegmentation(state.annotation, volume, f"{volume.GetName()} {PSEUDO}")
 
     def saveCorrection(self, runDirectory, caseId, segmentationNode, volumeNode):
-        """Keep an edited segmentation as the case's corrected annotation; the pseudo-annotation stays beside it."""
-        run = RunDirectory(runDirectory)
-        target = run.corrected_annotation(caseId)
+        """Keep an edited segmentation as the case's corrected annotation; the pseudo-annotation stays beside it.
+
+        Returns:
+            a sentence on segments that overlap; empty where none do.
+        """
+        target = RunDirectory(runDirectory).corrected_annotation(caseId)
         temporary = target.with_name(f".partial-{target.name}")
         try:
-            SceneIO.exportSegmentation(segmentationNode, volumeNode, temporary)
+            hint = SceneIO.exportSegmentation(segmentationNode, volumeNode, temporary)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+        return hint
 
     def discardCorrection(self, runDirectory, caseId):
         RunDirectory(runDirectory).corrected_annotation(caseId).unlink(missing_ok=True)
@@ -163,45 +167,39 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         """End the warm process; runs in processes of their own go on unless they are to be stopped."""
         self.library.close(stopRuns)
 
-    def _runDirectory(self, path):
-        """A run directory that can be written; None makes a temporary one.
+    @contextlib.contextmanager
+    def _working(self, path):
+        """A run directory that can be written, to start a job in; None makes a temporary one, gone with the job.
 
         Raises:
-            OSError: it cannot be written. RuntimeError: a job of this Slicer works in it.
+            OSError: it cannot be written. RuntimeError: somebody works in it.
         """
         self.requirements.ensure()
         run = RunDirectory(path or tempfile.mkdtemp(prefix=TEMPORARY)).create()
-        if self.library.jobIn(run.path):
-            raise RuntimeError(f"{run.path}: a job works in this folder already; wait for it or cancel it")
-        return run
+        run.temporary = not path
+        try:
+            if self.library.jobIn(run.path) or run.held():
+                raise RuntimeError(f"{run.path}: a job works in this folder already; wait for it or cancel it")
+            yield run
+        except BaseException:
+            if not path:
+                shutil.rmtree(run.path, ignore_errors=True)
+            raise
 
-    def _start(self, step, run, arguments, temporary=False, warm=False):
+    def _start(self, step, run, arguments, warm=False):
         job = (self.library.ask if warm else self.library.start)(step, run, arguments)
-        job.nodes, job.lost, job.pairs, job.shown = [], [], {}, set()
-        if temporary:
-            job.onFinished.append(_removeFolder)
+        job.temporary = run.temporary
+        job.nodes, job.lost, job.hints, job.pairs, job.shown = [], [], [], {}, set()
+        job.folder = run.path
         return job
 
 
-def segmentationOf(volume):
-    """The segmentation node that was drawn on a volume, the newest one; None where there is none."""
-    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
-    role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
-    own = [n for n in nodes if n.GetNodeReferenceID(role) == volume.GetID() and PSEUDO not in n.GetName()]
-    return own[-1] if own else None
-
-
-def endOf(job):
-    """How a job ended, in a sentence for the status area."""
-    if job.status == STOPPED:
-        return f"{job.step}: stopped; what was done is kept, and the same settings go on from there"
-    if job.status not in (0, 1):
-        return f"{job.step}: {job.error}"
-    lost = f"; {' '.join(job.lost)}" if getattr(job, "lost", None) else ""
-    if job.problems:
-        first = job.problems[0]
-        return f"{job.step}: done, but {len(job.problems)} failed ({first['case']}: {first['message']}){lost}"
-    return f"{job.step}: done{lost}"
+def removeStaleFolders():
+    """Temporary folders that a Slicer which crashed left behind: they hold scans."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > STALE_S:
+                shutil.rmtree(folder)
 
 
 def _checked(volumeNodes):
@@ -209,6 +207,11 @@ def _checked(volumeNodes):
     for node in nodes or [None]:
         SceneIO.checkVolume(node)
     return nodes
+
+
+def _fileOf(image):
+    """A file that Slicer can load: of a DICOM series the first one stands for all."""
+    return next(file for file in sorted(image.iterdir()) if file.is_file()) if image.is_dir() else image
 
 
 def _existing(path):
@@ -222,20 +225,6 @@ def _weights(teachers):
     if not weights:
         raise ValueError("No teacher is chosen; add at least one")
     return {path if path == SCENE else str(_existing(path)): weight for path, weight in weights.items()}
-
-
-def _withScene(weights, run, cases):
-    """Teachers with paths: the segmentations of the scene are written to a folder first."""
-    if SCENE not in weights:
-        return weights
-    folder = run.path / "segmentations_of_the_scene"
-    drawn = {case: segmentationOf(volume) for case, volume in cases.items()}
-    if not any(drawn.values()):
-        raise ValueError("No segmentation in the scene belongs to the chosen volumes; remove it from the teachers")
-    for case, segmentation in drawn.items():
-        if segmentation is not None:
-            SceneIO.exportSegmentation(segmentation, cases[case], folder / f"{case}.seg.nrrd")
-    return {str(folder) if path == SCENE else path: weight for path, weight in weights.items()}
 
 
 def _teacherArguments(weights):
@@ -252,73 +241,3 @@ def _options(settings):
         else:
             options += [f"--{option}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
     return options
-
-
-def _exported(volumes, run):
-    """Write the volumes into the run; returns case id -> volume. A scan of that name that is there already stays."""
-    cases, folder = {}, run.path / SCANS
-    new = folder / ".partial-scan.nrrd"
-    try:
-        for name, volume in zip(SceneIO.caseIds(volumes), volumes, strict=True):
-            SceneIO.exportVolume(volume, new)
-            case = _caseFor(new, name, folder)
-            os.replace(new, folder / f"{case}.nrrd")
-            cases[case] = volume
-    finally:
-        new.unlink(missing_ok=True)
-    return cases
-
-
-def _caseFor(new, name, folder):
-    """The id under which the same scan is there already, else one that no other scan has."""
-    for number in itertools.count(1):
-        case = name if number == 1 else f"{name} {number}"
-        there = folder / f"{case}.nrrd"
-        if not there.exists() or filecmp.cmp(new, there, shallow=False):
-            return case
-
-
-def _showSegmentation(job, cases, event):
-    volume = cases.get(event.get("case"))
-    if event["event"] == "case" and volume is not None:
-        node = _show(job, volume, event["file"], "segmentation", SceneIO.loadSegmentation)
-        if node is not None:
-            SceneIO.setVolumesMl(node, event.get("volumes_ml", {}))
-
-
-def _showAnnotation(job, cases, event, uncertainty):
-    volume = cases.get(event.get("case"))  # the run may hold scans of an earlier start, too
-    if event["event"] == "case" and volume is not None:
-        _showCase(job, event["case"], volume, event.get("volumes_ml", {}), uncertainty)
-    elif event["event"] == "done":
-        for case, volume in cases.items():  # those that an earlier start has annotated
-            if case not in job.shown and job.run.pseudo_annotation(case).is_file():
-                _showCase(job, case, volume, {}, uncertainty)
-
-
-def _showCase(job, case, volume, volumesMl, uncertainty):
-    job.shown.add(case)
-    node = _show(job, volume, job.run.pseudo_annotation(case), PSEUDO, SceneIO.loadSegmentation)
-    if node is not None:
-        SceneIO.setVolumesMl(node, volumesMl)
-        job.pairs[case] = (volume, node)
-    if uncertainty:
-        _show(job, volume, job.run.uncertainty_map(case), "uncertainty", SceneIO.loadUncertainty)
-
-
-def _show(job, volume, file, name, load):
-    """Bring a result into the scene; when its volume is gone, keep the file where the user finds it (None)."""
-    if SceneIO.isInScene(volume):
-        job.nodes.append(load(file, volume, f"{volume.GetName()} {name}"))
-        return job.nodes[-1]
-    kept = Path(file)
-    if job.run.path.name.startswith(TEMPORARY):
-        kept = Path.home() / "KnowledgeTransfer" / "results" / f"{time.strftime('%Y-%m-%d %H.%M.%S')} {kept.name}"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, kept)
-    job.lost.append(f"The scan of {Path(file).name} is no longer in the scene; its result is {kept}.")
-    return None
-
-
-def _removeFolder(job):
-    shutil.rmtree(job.run.path, ignore_errors=True)

@@ -60,17 +60,26 @@ def ensure(ask=True):
         return
     if ask and not slicer.util.confirmOkCancelDisplay(explanation(packages), _("Install Python packages")):
         raise RequirementsError(_("Not installed: {packages}").format(packages=", ".join(packages)))
+    try:
+        _install(packages)
+    except RequirementsError:
+        raise
+    except Exception as error:  # pip has many ways to fail: no network, a proxy, no room
+        raise RequirementsError(_("The installation did not work: {error}").format(error=error)) from error
+    left = missing()
+    if left:
+        raise RequirementsError(
+            _("Could not be installed: {packages}. Restart Slicer and try again").format(packages=", ".join(left))
+        )
+
+
+def _install(packages):
     torch = next((package for package in packages if re.match(r"torch\b", package)), None)
     if torch:
         _installTorch(torch)
     others = [package for package in packages if package != torch]
     if others:
         _pipInstall(others)
-    left = missing()
-    if left:
-        raise RequirementsError(
-            _("Could not be installed: {packages}. Restart Slicer and try again").format(packages=", ".join(left))
-        )
 
 
 def _installTorch(requirement):

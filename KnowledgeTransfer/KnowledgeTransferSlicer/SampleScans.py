@@ -24,7 +24,7 @@ def register():
 
 
 def load(source=None):
-    """Make two phantom cohorts in the working folder, one with expert annotations, and load a scan of the other.
+    """Make the scans of two hospitals in the working folder, with expert annotations, and load one of hospital B.
 
     Returns:
         the loaded volume node.
@@ -34,8 +34,14 @@ def load(source=None):
 
     folder = Path(slicer.app.settings().value(WORKING_FOLDER) or Path.home() / "KnowledgeTransfer")
     logic = KnowledgeTransferLogic()
-    for site, name in (("A", "phantom with expert annotations"), ("B", "phantom without annotations")):
+    with slicer.util.tryWithErrorDisplay(_("The sample scans could not be made.")):
+        return _made(logic, folder)
+    return None
+
+
+def _made(logic, folder):
+    for site, name in (("A", "phantom hospital A"), ("B", "phantom hospital B")):
         if not (folder / name).is_dir():
             logic.phantom(folder / name, site, CASES).wait()
-    scan = sorted((folder / "phantom without annotations" / "images").iterdir())[0]
+    scan = sorted((folder / "phantom hospital B" / "images").iterdir())[0]
     return slicer.util.loadVolume(str(scan))

@@ -1,5 +1,6 @@
 """SceneIO: MRML nodes to files and back, with geometry, names, colours and terminology."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import slicer
 import vtk
+from vtk.util import numpy_support
 
 UNCERTAINTY_COLORS = "vtkMRMLColorTableNodeFileHotToColdRainbow.txt"
 VOLUMES = "KnowledgeTransfer.VolumesMl"  # attribute of a segmentation node
+MOST_VOXELS_COUNTED = 20_000_000
+UNCERTAINTY = "KnowledgeTransfer.UncertaintyOf"  # attribute of a volume node
 UNCERTAINTY_FROM = 0.1  # what is surer than this is not shown
 
 
@@ -97,38 +101,65 @@ def exportVolume(volume, path):
 def exportSegmentation(segmentation, volume, path):
     """Write a segmentation as .seg.nrrd on the voxels of `volume`; where segments overlap the later one wins.
 
+    Returns:
+        a sentence on segments that overlap; empty where none do.
+
     Raises:
         VolumeError: there is no segment, or Slicer could not write the file.
     """
     source = segmentation.GetSegmentation()
     if source.GetNumberOfSegments() == 0:
         raise VolumeError(f"{segmentation.GetName()}: holds no segments")
-    scene, logic = slicer.mrmlScene, slicer.modules.segmentations.logic()
-    labelmap = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
-    flat = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
-    try:
-        ids = vtk.vtkStringArray()
-        for number in range(source.GetNumberOfSegments()):
-            ids.InsertNextValue(source.GetNthSegmentID(number))
-        extent = slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY
-        labelmap.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
-        logic.ExportSegmentsToLabelmapNode(segmentation, ids, labelmap, volume, extent)
-        flat.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+    with (
+        _temporary("vtkMRMLLabelMapVolumeNode", volume) as labelmap,
+        _temporary("vtkMRMLSegmentationNode", volume) as flat,
+    ):
+        ids = [source.GetNthSegmentID(number) for number in range(source.GetNumberOfSegments())]
+        _exportSegments(segmentation, ids, labelmap, volume)
         flat.SetReferenceImageGeometryParameterFromVolumeNode(volume)
-        _importLabelmap(labelmap, flat, source)
+        _importLabelmap(labelmap, flat, source, volume)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if not slicer.util.exportNode(flat, str(path), {}, world=True):
             raise VolumeError(f"{segmentation.GetName()}: Slicer could not write {path}")
+        return _overlap(segmentation, labelmap, volume)
+
+
+@contextlib.contextmanager
+def _temporary(className, volume):
+    """A node beside `volume`. At the end it leaves the scene with all that Slicer made meanwhile: colours, displays."""
+    scene = slicer.mrmlScene
+    before = {node.GetID() for node in slicer.util.getNodesByClass("vtkMRMLNode")}
+    node = scene.AddNewNodeByClass(className)
+    node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+    try:
+        yield node
     finally:
-        scene.RemoveNode(labelmap)
-        scene.RemoveNode(flat)
+        scene.RemoveNode(node)
+        for made in slicer.util.getNodesByClass("vtkMRMLNode"):
+            if made.GetID() not in before and made.IsA("vtkMRMLDisplayNode") | made.IsA("vtkMRMLColorTableNode"):
+                scene.RemoveNode(made)
 
 
-def _importLabelmap(labelmap, flat, source):
+def _exportSegments(segmentation, ids, labelmap, volume):
+    """Draw segments into a label map with the voxels of `volume`: the nth of `ids` has the value n + 1."""
+    array = vtk.vtkStringArray()
+    for segmentId in ids:
+        array.InsertNextValue(segmentId)
+    extent = slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY
+    logic = slicer.modules.segmentations.logic()
+    if not logic.ExportSegmentsToLabelmapNode(segmentation, array, labelmap, volume, extent):
+        raise VolumeError(f"{segmentation.GetName()}: Slicer could not bring it to the voxels of {volume.GetName()}")
+
+
+def _importLabelmap(labelmap, flat, source, volume):
     """Make segments of a label map whose value n is the nth segment of `source`, with its name, colour and tags."""
     array = slicer.util.arrayFromVolume(labelmap)
     values = [int(value) for value in np.unique(array) if value]
     slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(labelmap, flat)
+    if not values:  # everything was erased: one segment of no voxel keeps the geometry in the file
+        values = [1]
+        empty = flat.GetSegmentation().AddEmptySegment()
+        slicer.util.updateSegmentBinaryLabelmapFromArray(np.zeros(array.shape, np.uint8), flat, empty, volume)
     for number, value in enumerate(values):
         made, original = flat.GetSegmentation().GetNthSegment(number), source.GetNthSegment(value - 1)
         made.SetName(original.GetName())
@@ -138,10 +169,27 @@ def _importLabelmap(labelmap, flat, source):
             made.SetTag("TerminologyEntry", str(tag))
 
 
+def _overlap(segmentation, labelmap, volume):
+    """Which segments lost voxels to a later one in `labelmap`, as a sentence; only layers can overlap."""
+    source = segmentation.GetSegmentation()
+    if source.GetNumberOfLayers() < 2:
+        return ""
+    flat, hidden = slicer.util.arrayFromVolume(labelmap), []
+    with _temporary("vtkMRMLLabelMapVolumeNode", volume) as alone:
+        for number in range(source.GetNumberOfSegments()):
+            _exportSegments(segmentation, [source.GetNthSegmentID(number)], alone, volume)
+            if ((slicer.util.arrayFromVolume(alone) > 0) & (flat != number + 1)).any():
+                hidden.append(source.GetNthSegment(number).GetName())
+    if not hidden:
+        return ""
+    return f"{segmentation.GetName()}: segments overlap; {', '.join(hidden)} count only where no later segment lies"
+
+
 def loadSegmentation(path, volume, name):
     """Load a .seg.nrrd that was made of `volume` as it lies in the world: a new node with the volume's geometry,
     transform and place in the subject hierarchy."""
     node = slicer.util.loadSegmentation(str(path))
+    _forgetFile(node)
     node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
     _putBesides(node, volume)
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
@@ -152,8 +200,10 @@ def loadSegmentation(path, volume, name):
 def loadUncertainty(path, volume, name):
     """Load an uncertainty map as a colour overlay of `volume`."""
     node = slicer.util.loadVolume(str(path), {"show": False})
+    _forgetFile(node)
     node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
     _putBesides(node, volume)
+    node.SetAttribute(UNCERTAINTY, volume.GetID())
     display = node.GetDisplayNode()
     if slicer.mrmlScene.GetNodeByID(UNCERTAINTY_COLORS):
         display.SetAndObserveColorNodeID(UNCERTAINTY_COLORS)
@@ -164,6 +214,18 @@ def loadUncertainty(path, volume, name):
     display.ApplyThresholdOn()
     slicer.util.setSliceViewerLayers(background=volume, foreground=node, foregroundOpacity=0.5)
     return node
+
+
+def _forgetFile(node):
+    """Saving the scene writes the node where the scene lies, not back to a file of the run or of a temporary folder."""
+    storage = node.GetStorageNode()
+    if storage is not None:
+        slicer.mrmlScene.RemoveNode(storage)
+    node.StorableModified()
+
+
+def isUncertainty(node):
+    return node.GetAttribute(UNCERTAINTY) is not None
 
 
 def _putBesides(node, volume):
@@ -193,15 +255,34 @@ def segmentNames(segmentation):
 def setVolumesMl(segmentation, volumesMl):
     """Keep the volume of each structure with the node, so that it is saved with the scene."""
     segmentation.SetAttribute(VOLUMES, json.dumps(volumesMl))
+    edited = slicer.vtkSegmentation.SourceRepresentationModified
+    segmentation.GetSegmentation().AddObserver(edited, lambda caller, event: segmentation.RemoveAttribute(VOLUMES))
 
 
 def volumesMl(segmentation):
-    """Structure name -> ml; {} for a segmentation that was not made here."""
+    """Structure name -> ml: as the library measured it, or counted anew after an edit and for other segmentations."""
     try:
-        values = json.loads(segmentation.GetAttribute(VOLUMES) or "{}")
+        values = json.loads(segmentation.GetAttribute(VOLUMES) or "null")
     except ValueError:  # a scene that somebody else wrote
-        return {}
-    return values if isinstance(values, dict) else {}
+        values = None
+    return values if isinstance(values, dict) else _countedMl(segmentation)
+
+
+def _countedMl(segmentation):
+    """Structure name -> ml, from the voxels; None instead of ml where there are too many to count in a blink."""
+    source, found = segmentation.GetSegmentation(), {}
+    for number in range(source.GetNumberOfSegments()):
+        segment, labelmap = source.GetNthSegment(number), slicer.vtkOrientedImageData()
+        segmentation.GetBinaryLabelmapRepresentation(source.GetNthSegmentID(number), labelmap)
+        small = labelmap.GetNumberOfPoints() <= MOST_VOXELS_COUNTED
+        found[segment.GetName()] = _ml(labelmap) if small else None
+    return found
+
+
+def _ml(labelmap):
+    scalars = labelmap.GetPointData().GetScalars()
+    voxels = 0 if scalars is None else int(np.count_nonzero(numpy_support.vtk_to_numpy(scalars)))
+    return voxels * float(np.prod(labelmap.GetSpacing())) / 1000
 
 
 def referenceVolume(segmentation):

@@ -1,5 +1,7 @@
 """SegmentTab: choose a student, segment loaded volumes or a folder, look at the result and compare it."""
 
+import re
+import time
 from pathlib import Path
 
 import qt
@@ -7,10 +9,10 @@ import slicer
 from slicer.i18n import tr as _
 
 from KnowledgeTransferLib.records import bundle
+from KnowledgeTransferLib.records.labels import Labels
 
 from . import SceneIO
-from .AnnotateTab import check, setCell, setPath, stretch, structuresOf
-from .Logic import endOf
+from .Controls import allOrNone, check, nameOf, onPath, setCell, setPath, stretch
 
 RECENT = "KnowledgeTransfer/RecentStudents"  # in Slicer's application settings
 MOST_RECENT = 10
@@ -22,14 +24,18 @@ class SegmentTab:
     def __init__(self, panel):
         self.panel, self.ui, self.logic = panel, panel.ui, panel.logic
         self.recent = self._readRecent()
+        self.card = None  # the student whose card is shown, and the date of its files
         self.compared = {}  # structure -> what `compare` found, for the segmentation that is shown
         ui = self.ui
         ui.bundleSelector.connect("currentIndexChanged(int)", self.onBundle)
         ui.bundleBrowseButton.connect("clicked()", self.onBrowse)
         ui.segmentSceneRadio.connect("toggled(bool)", self.onFrom)
         ui.segmentVolumesSelector.connect("checkedNodesChanged()", self.onVolumes)
-        ui.segmentFolderPath.connect("currentPathChanged(QString)", lambda path: panel.change(segmentInput=path))
-        ui.segmentOutputPath.connect("currentPathChanged(QString)", lambda path: panel.change(segmentOutput=path))
+        ui.segmentAllButton.connect(
+            "clicked()", lambda: panel.change(segmentVolumes=allOrNone(ui.segmentVolumesSelector))
+        )
+        onPath(ui.segmentFolderPath, lambda path: panel.change(segmentInput=path))
+        onPath(ui.segmentOutputPath, lambda path: panel.change(segmentOutput=path))
         ui.segmentButton.connect("clicked()", self.onSegment)
         ui.resultSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onResult)
         ui.compareSelector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self.updateButtons())
@@ -47,7 +53,7 @@ class SegmentTab:
         ui, scene = self.ui, parameters.segmentFrom == "scene"
         ui.segmentSceneRadio.checked = scene
         ui.segmentFolderRadio.checked = not scene
-        ui.segmentVolumesSelector.enabled = scene
+        ui.segmentVolumesSelector.enabled = ui.segmentAllButton.enabled = scene
         for name in ("segmentFolderPath", "segmentFolderButton", "segmentFileButton", "segmentOutputPath"):
             getattr(ui, name).enabled = not scene
         ui.overwriteCheckBox.enabled = not scene
@@ -103,9 +109,10 @@ class SegmentTab:
             if p.segmentFrom == "scene":
                 job = self.logic.segment(list(p.segmentVolumes), p.bundle, device=p.device)
             else:
+                run = self.panel.workingFolder / time.strftime("segment %Y-%m-%d %H.%M.%S")
                 job = self.logic.segmentFiles(
-                    p.segmentInput, p.bundle, p.segmentOutput, p.overwrite, device=p.device
-                )  # fmt: skip
+                    p.segmentInput, p.bundle, p.segmentOutput, run, p.overwrite, device=p.device
+                )
             self.choose(p.bundle)
             job.onFinished.append(self._onFinished)
             self.panel.follow(job)
@@ -130,15 +137,13 @@ class SegmentTab:
     def _onFinished(self, job):
         if job.nodes and SceneIO.isInScene(job.nodes[-1]) and self.panel.parameters is not None:
             self.panel.parameters.result = job.nodes[-1]
-        if job.status not in (0, 1) and job.error:
-            slicer.util.errorDisplay(endOf(job), windowTitle="KnowledgeTransfer")
+        self.panel.showError(job)
 
     def _onCompared(self, result, job):
         if job.status == 0 and self.ui.resultSelector.currentNode() is result:
             self.compared = {row["name"]: row for row in job.result.get("structures", [])}
             self._showTable(result)
-        elif job.error:
-            slicer.util.errorDisplay(endOf(job), windowTitle="KnowledgeTransfer")
+        self.panel.showError(job)
 
     def _showTable(self, node):
         table = self.ui.volumesTable
@@ -163,7 +168,11 @@ class SegmentTab:
         selector.setCurrentIndex(self.recent.index(path) if path else -1)
         selector.blockSignals(blocked)
         selector.toolTip = path or _("The students that were used lately")
-        card.setMarkdown(cardOf(path)) if path else card.setPlainText(_("No student chosen yet."))
+        metadata = bundle.bundle_in(path) / bundle.METADATA if path else None
+        stamp = (path, metadata.stat().st_mtime_ns if metadata is not None and metadata.exists() else 0)
+        if stamp != self.card:  # opening a student checks all its files
+            self.card = stamp
+            card.setMarkdown(cardOf(path)) if path else card.setPlainText(_("No student chosen yet."))
 
     @staticmethod
     def _readRecent():
@@ -172,19 +181,18 @@ class SegmentTab:
         return [path for path in paths if Path(path).is_dir()]
 
 
-def nameOf(path):
-    """A student's name as people know it: that of its run."""
-    folder = Path(path)
-    return folder.parent.name if folder.name == "student" else folder.name
-
-
 def cardOf(path):
-    """The model card, or why the student cannot be used."""
+    """What the student segments, what taught it and how well, then its whole model card; or why it cannot be used."""
     folder = bundle.bundle_in(path)
     try:
-        return (folder / bundle.MODEL_CARD).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return structuresOf(path)
+        ours = bundle.read_metadata(folder)[bundle.OURS]
+        card, names = ours["card"], ", ".join(Labels.from_json(ours["labels"]).names)
+        figures = [f"{name}: **{value}**" for name, value in card.get("figures", {}).items()]
+        parts = [f"**Segments** {names}.", card.get("taught_by", ""), *figures]
+        card = (folder / bundle.MODEL_CARD).read_text(encoding="utf-8")
+        return "\n\n".join([*filter(None, parts), re.sub("^#+", "####", card, flags=re.MULTILINE)])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return _("**Cannot be used:** {reason}").format(reason=error)
 
 
 def number(value, digits):

@@ -3,16 +3,28 @@
 import qt
 from slicer.i18n import tr as _
 
-from .Logic import endOf
+from .Jobs import STOPPED
+
+PANEL_WORDS = {
+    "add --restart to begin anew": "check Begin anew (under Advanced)",
+    "begin anew with --restart": "check Begin anew (under Advanced)",
+    "Leave these options out to go on": "Choose the earlier settings to go on",
+    "use another run directory": "choose another run name",
+    "name another run directory": "choose another run",
+    "annotate one first, or name one (--cohort PATH)": "annotate one first, or choose an expert cohort",
+    "add --overwrite": "check Replace segmentations that are there",
+    "(--cohort PATH)": "",
+    "or give --labels": "",
+}
 
 
 class Status:
-    """Shows one job at a time; another job goes on unseen and is found in the table of runs."""
+    """Shows one job at a time; another one goes on unseen and is found in the table of runs (Follow)."""
 
     def __init__(self, ui):
         self.ui = ui
         self.job = None
-        self._stage = ""
+        self._known = []  # jobs that tell this area their events
         ui.cancelButton.connect("clicked()", self.onCancel)
         ui.openRunFolderButton.connect("clicked()", self.onOpenFolder)
         self._showRunning(False)
@@ -20,13 +32,16 @@ class Status:
 
     def follow(self, job):
         self.job = job
-        self._stage = ""
         self.ui.logText.plainText = ""
         self.ui.progressBar.maximum = 0  # busy, until the library says how much there is to do
-        self.say(_("{step}: starting").format(step=job.step))
-        job.onEvent.append(lambda event: self._onEvent(job, event))
-        job.onFinished.append(self._onFinished)
-        self._showRunning(True)
+        self.say(_("{step}: starting").format(step=job.step.capitalize()))
+        for hint in getattr(job, "hints", []):
+            self.log(hint)
+        if job not in self._known:  # the user may come back to it
+            self._known = [known for known in self._known if known.running] + [job]
+            job.onEvent.append(lambda event: self._onEvent(job, event))
+            job.onFinished.append(self._onFinished)
+        self._showRunning(job.running)
 
     def say(self, text):
         self.ui.statusLabel.text = text
@@ -37,12 +52,16 @@ class Status:
     def onCancel(self):
         if self.job is not None and self.job.running:
             self.job.cancel()
-            self.say(_("{step}: stopping; what is done is kept").format(step=self.job.step))
+            self.say(_("{step}: stopping; what is done is kept").format(step=self.job.step.capitalize()))
             self.ui.cancelButton.enabled = False
 
     def onOpenFolder(self):
         if self.job is not None:
-            qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(self.job.run.path)))
+            qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(self._folder())))
+
+    def _folder(self):
+        """Where the job's results lie."""
+        return getattr(self.job, "folder", self.job.run.path)
 
     def _onEvent(self, job, event):
         if job is not self.job:
@@ -61,7 +80,7 @@ class Status:
         done, total = event.get("done", 0), event.get("total", 0)
         self.ui.progressBar.maximum = total
         self.ui.progressBar.value = done
-        parts = [f"{self.job.step}: {event.get('name', '')}", event.get("text", "")]
+        parts = [f"{self.job.step.capitalize()}: {event.get('name', '')}", event.get("text", "")]
         if event["event"] == "progress" and total:
             parts.append(_("{time} left").format(time=duration(event.get("time_left_s") or 0)))
         self.say(", ".join(part for part in parts if part))
@@ -75,7 +94,7 @@ class Status:
     def _showRunning(self, running):
         self.ui.cancelButton.enabled = running
         self.ui.progressBar.visible = running
-        self.ui.openRunFolderButton.enabled = self.job is not None
+        self.ui.openRunFolderButton.enabled = self.job is not None and self._folder().is_dir()
 
 
 def metricsText(event):
@@ -92,3 +111,24 @@ def duration(seconds):
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def endOf(job):
+    """How a job ended, in a sentence for the status area."""
+    step = job.step.capitalize()
+    notes = "".join(f". {note}" for note in [*getattr(job, "hints", []), *getattr(job, "lost", [])])
+    if job.status == STOPPED:
+        return f"{step}: stopped" if job.temporary else f"{step}: stopped; press {step} again to go on from here"
+    if job.status not in (0, 1):
+        return f"{step}: {inWordsOfThePanel(job.error)}"
+    if job.problems:
+        first = "{case}: {message}".format(**job.problems[0])
+        return f"{step}: done, but {len(job.problems)} failed ({first}){notes}"
+    return f"{step}: done{notes}"
+
+
+def inWordsOfThePanel(text):
+    """A message of the library, with what the panel calls the options of the command line."""
+    for option, control in PANEL_WORDS.items():
+        text = text.replace(option, control)
+    return text

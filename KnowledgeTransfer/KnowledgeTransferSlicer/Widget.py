@@ -1,6 +1,7 @@
 """Widget: the panel. It connects the .ui to the three tabs, and shows in the status area what the library does."""
 
 import contextlib
+import sys
 from pathlib import Path
 
 import qt
@@ -15,11 +16,13 @@ from KnowledgeTransferLib.records.progress import explain
 
 from . import Requirements
 from .AnnotateTab import AnnotateTab
+from .Controls import onPath, setTexts
 from .DistilTab import DistilTab
-from .Logic import KnowledgeTransferLogic
+from .Jobs import STOPPED
+from .Logic import KnowledgeTransferLogic, removeStaleFolders
 from .ParameterNode import DEVICES
 from .SegmentTab import SegmentTab
-from .Status import Status
+from .Status import Status, endOf, inWordsOfThePanel
 
 WORKING_FOLDER = "KnowledgeTransfer/WorkingFolder"  # in Slicer's application settings
 DEVICE = "KnowledgeTransfer/Device"
@@ -51,7 +54,7 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.annotateTab, self.distilTab, self.segmentTab = AnnotateTab(self), DistilTab(self), SegmentTab(self)
         self.tabs = [self.annotateTab, self.distilTab, self.segmentTab]
         self._restoreSettings()
-        self.ui.workingFolderPath.connect("currentPathChanged(QString)", self.onWorkingFolder)
+        onPath(self.ui.workingFolderPath, self.onWorkingFolder)
         self.ui.deviceSelector.connect("activated(int)", self.onDevice)  # by the user alone
         self.ui.installButton.connect("clicked()", self.onInstall)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
@@ -62,6 +65,7 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self._refreshTimer.connect("timeout()", self.distilTab.showRuns)
         self.initializeParameterNode()
         self.showRequirements()
+        removeStaleFolders()
 
     def cleanup(self):
         """Slicer ends, or the module is loaded anew: runs go on unless the user chose otherwise."""
@@ -70,6 +74,12 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.setParameterNode(None)
         self.removeObservers()
         self.logic.close(stop)
+
+    def onReload(self):
+        """Developers load the module anew: its packages, too."""
+        for name in [n for n in sys.modules if n.split(".")[0] in ("KnowledgeTransferSlicer", "KnowledgeTransferLib")]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
 
     def enter(self):
         """The user opens the module: show where things stand, also of runs that another Slicer started."""
@@ -140,8 +150,15 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         try:
             yield
         except (ValueError, OSError, RuntimeError) as error:
-            self.status.say(explain(error))
-            slicer.util.errorDisplay(explain(error), windowTitle="KnowledgeTransfer")
+            text = inWordsOfThePanel(explain(error))
+            self.status.say(text)
+            slicer.util.errorDisplay(text, windowTitle="KnowledgeTransfer")
+
+    def showError(self, job):
+        """Tell in a dialog why a job failed; later, so that nothing waits for the user's OK."""
+        if job.status not in (0, 1, STOPPED):
+            text = endOf(job)
+            qt.QTimer.singleShot(0, lambda: slicer.util.errorDisplay(text, windowTitle="KnowledgeTransfer"))
 
     def follow(self, job):
         """Show a job in the status area and let the tabs know of its events."""
@@ -170,6 +187,8 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         with self.messages():
             Requirements.ensure()
         self.showRequirements()
+        self.annotateTab.known.clear()
+        self.onParameters()
 
     def showRequirements(self):
         packages = Requirements.missing()
@@ -190,9 +209,3 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         running = next((state for state in runs_in(self.workingFolder) if state.state == "running"), None)
         if running is not None:
             self.distilTab.followRun(running.path)
-
-
-def setTexts(selector, texts):
-    """Plain words in place of a choice's values; Slicer's connector reads a choice by its index."""
-    for index, text in enumerate(texts):
-        selector.setItemText(index, text)

@@ -1,10 +1,13 @@
-"""Ahead: work on the next items in a thread while the current one is used."""
+"""Ahead: work in threads: on the next items while the current one is used, or on all items side by side."""
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
 
 
 def ahead(function: Callable, items: Iterable, count: int = 1) -> Iterator[tuple[object, Future]]:
@@ -21,3 +24,23 @@ def ahead(function: Callable, items: Iterable, count: int = 1) -> Iterator[tuple
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+def in_threads(function: Callable, items: Iterable) -> list:
+    """`[function(item) for item in items]`, in as many threads as torch may use; for work that lets others run.
+
+    The function must not call in_threads itself: all wait for the same threads.
+    """
+    items = list(items)
+    threads = torch.get_num_threads()
+    if min(threads, len(items)) < 2:
+        return [function(item) for item in items]
+    share = -(-len(items) // (4 * threads))  # few large tasks: handing one over costs more than a small plane
+    parts = [items[n : n + share] for n in range(0, len(items), share)]
+    done = _pool(threads).map(lambda part: [function(item) for item in part], parts)
+    return [result for part in done for result in part]
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "in_threads")

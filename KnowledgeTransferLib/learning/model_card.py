@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import monai
 import numpy as np
 import torch
 
@@ -22,7 +22,7 @@ def monai_metadata(student: Student) -> dict:
     common = {"format": "image", "num_channels": preprocessing.channels, "spatial_shape": size, "dtype": "float32"}
     return {
         "version": __version__,
-        "monai_version": monai.__version__,
+        "monai_version": version("monai"),
         "pytorch_version": torch.__version__.split("+")[0],
         "numpy_version": np.__version__,
         "required_packages_version": {"safetensors": "0.4", "nibabel": "5"},
@@ -85,7 +85,16 @@ annotations of your own (`knowledge-transfer evaluate`) before you rely on it.
 {kind} with {preprocessing.channels} channel(s). It resamples them to {spacing} mm by itself.
 Intensities: {preprocessing.normalisation[0].kind}. {student.parameters} parameters.
 
-## What it must not be used for
+{_exports(card)}## What it must not be used for
 It is no medical device and was not validated for diagnosis or treatment. Do not use it without a person who looks at
 each result, nor on other kinds of scans, other structures or other patients than those that it was taught on.
 """
+
+
+def _exports(card: dict) -> str:
+    rows = "\n".join(
+        f"- {name} ({', '.join(found['files'])}): other labels than the student's own in {found['differing']:.4%} of "
+        f"the voxels of {found['images']} images"
+        for name, found in card.get("exports", {}).items()
+    )
+    return f"## Files for other tools\n{rows}\n\n" if rows else ""

@@ -1,14 +1,24 @@
-"""Predictor: a network over a whole prepared image; in windows where it would not fit into the memory."""
+"""Predictor: a network over a whole prepared image, in one pass or block by block with the same result.
+
+A network whose layers look at a neighbourhood alone (batch norms are folded) gives the same classes in a block as in
+the whole image, when the block's input reaches as far beyond it as the network looks. A norm over the image makes that
+impossible: such networks (`large`) go over large images in overlapping windows with Gaussian weights.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from itertools import combinations, product
+
 import torch
 import torch.nn.functional as F
-from monai.inferers import sliding_window_inference
 from torch import nn
 
 WHOLE_ACTIVATIONS = 1 << 26  # largest tensor of a network's first level (256 MiB in 32 bits)
 WINDOW_OVERLAP = 0.25
+Size = tuple[int, int, int]
+Block = tuple[Size, Size, torch.Tensor]
 
 
 def whole_image_limit(channels: int, stem: int, dimensions: int) -> int:
@@ -16,48 +26,140 @@ def whole_image_limit(channels: int, stem: int, dimensions: int) -> int:
     return WHOLE_ACTIVATIONS * stem**dimensions // channels
 
 
+def predict(network, image: torch.Tensor, dimensions: int, limit_voxels: int, mirror=()) -> torch.Tensor:
+    """Class probabilities `(classes, i, j, k)` float32 of a prepared image, on the CPU. Arguments as `class_maps`."""
+    whole = None
+    for start, stop, maps in class_maps(network, image, dimensions, limit_voxels, mirror):
+        if whole is None:
+            whole = torch.empty(len(maps), *image.shape[1:])
+        inside = _cut((0, b - a) for a, b in zip(start, stop, strict=True))
+        whole[_cut(zip(start, stop, strict=True))] = maps[inside].softmax(0)
+    return whole
+
+
 @torch.inference_mode()
-def predict(network: nn.Module, image: torch.Tensor, dimensions: int, limit_voxels: int) -> torch.Tensor:
-    """Class probabilities of a prepared image.
+def class_maps(network, image: torch.Tensor, dimensions: int, limit_voxels: int, mirror=()) -> Iterator[Block]:
+    """Logits of a prepared image, block by block.
 
     Args:
+        network: `(B, C, *size)` to logits; knows its `total_stride` and, where it looks at a neighbourhood alone, the
+            `margin` of that.
         image: `(C, i, j, k)` on the CPU.
         dimensions: 2 runs slice by slice over k.
-        limit_voxels: images with more voxels go through in overlapping windows with Gaussian weights.
+        limit_voxels: of the largest image that goes through the network in one pass.
+        mirror: axes along which the image is also mirrored; the logits of all combinations are averaged.
 
-    Returns:
-        `(classes, i, j, k)` float32 on the CPU.
+    Yields:
+        start, stop and maps `(classes, i, j, k)` float32 on the CPU of each block `start..stop`, with the next voxel
+        along each axis where there is one.
     """
-    if dimensions == 3:
-        return _predict_batch(network, image[None], limit_voxels)[0]
-    slices = image.permute(3, 0, 1, 2)
-    count = max(1, limit_voxels // slices[0, 0].numel())
-    parts = [_predict_batch(network, part, limit_voxels) for part in slices.split(count)]
-    return torch.cat(parts).permute(1, 2, 3, 0)
+    size, stride = tuple(image.shape[1:]), network.total_stride
+    image = _padded(image, dimensions, stride)
+    margin = getattr(network, "margin", None)
+    run = _mirrored(network, tuple(axis for axis in mirror if axis < dimensions))
+    smallest = math.prod(image.shape[1 : 1 + dimensions])
+    if margin is None and smallest > limit_voxels:
+        run, limit_voxels = _in_windows(run, limit_voxels, stride), smallest
+    for start, full, region in blocks_of(network, dimensions, tuple(image.shape[1:]), limit_voxels):
+        stop = tuple(min(b, n) for b, n in zip(full, size, strict=True))
+        if any(a >= b for a, b in zip(start, stop, strict=True)):
+            continue  # padding alone
+        part = image[_cut(region)]
+        maps = run(part[None])[0] if dimensions == 3 else run(part.permute(3, 0, 1, 2)).permute(1, 2, 3, 0)
+        ends = (min(b + 1, n, r) for b, n, (_, r) in zip(stop, size, region, strict=True))
+        yield start, stop, maps[_cut((a - r, b - r) for a, b, (r, _) in zip(start, ends, region, strict=True))]
 
 
-def _predict_batch(network: nn.Module, batch: torch.Tensor, limit_voxels: int) -> torch.Tensor:
-    """Probabilities of `(B, C, *size)`, padded to what the network needs and cut back."""
-    size, stride = batch.shape[2:], network.total_stride
-    padded = [max(-(-n // stride), 2) * stride for n in size]
-    padding = [p for n, m in zip(reversed(size), reversed(padded), strict=True) for p in (0, m - n)]
-    batch = F.pad(batch, padding, mode="replicate")
-    device = next(network.parameters()).device
-    if batch[0, 0].numel() <= limit_voxels:
-        logits = network(batch.to(device))
-    else:
-        logits = _in_windows(network, batch, limit_voxels, device)
-    cut = tuple(slice(0, n) for n in size)
-    return logits.float().softmax(1)[(slice(None), slice(None), *cut)].cpu()
+def blocks_of(network, dimensions: int, shape: Size, limit_voxels: int):
+    """The blocks in which an image of that shape goes through a network, as `blocks` yields them."""
+    margin, stride = getattr(network, "margin", None), network.total_stride
+    steps = [stride if margin is not None else n for n in shape[:dimensions]] + [1] * (3 - dimensions)
+    margins = [margin or 0] * dimensions + [0] * (3 - dimensions)
+    return blocks(shape, steps, margins, limit_voxels)
 
 
-def _in_windows(network: nn.Module, batch: torch.Tensor, limit_voxels: int, device: torch.device) -> torch.Tensor:
-    stride, dimensions = network.total_stride, batch.dim() - 2
-    edge = max(2, int(limit_voxels ** (1 / dimensions) + 1e-6) // stride) * stride
-    window = [min(edge, n) for n in batch.shape[2:]]
-    return sliding_window_inference(
-        batch, window, 1, network, overlap=WINDOW_OVERLAP, mode="gaussian", sw_device=device, device="cpu"
+def blocks(shape, steps, margins, limit_voxels: int) -> Iterator[tuple[Size, Size, list[tuple[int, int]]]]:
+    """Divide an image into as few blocks as the limit allows.
+
+    Args:
+        shape: of the image, multiples of the steps.
+        steps: blocks begin at multiples of these.
+        margins: how far beyond a block its input reaches, cut at the image's ends.
+
+    Yields:
+        start and stop of each block, and of its input along each axis.
+    """
+
+    def cost(parts) -> tuple[int, int, int]:
+        """Voxels of the largest input where they are too many, those of all inputs, and the number of blocks."""
+        voxels = math.prod(max(b - a for *_, (a, b) in axis) for axis in parts)
+        all_voxels = math.prod(sum(b - a for *_, (a, b) in axis) for axis in parts)
+        return voxels if voxels > limit_voxels else 0, all_voxels, math.prod(map(len, parts))
+
+    along = [
+        [_parts(length, edge, margin) for edge in _edges(length, step)]
+        for length, step, margin in zip(shape, steps, margins, strict=True)
+    ]
+    for block in product(*min(product(*along), key=cost)):
+        start, stop, region = zip(*block, strict=True)
+        yield start, stop, list(region)
+
+
+def _parts(length: int, edge: int, margin: int) -> list[tuple[int, int, tuple[int, int]]]:
+    """Start and stop of each part of an axis, and of its input."""
+    bounds = [(start, min(start + edge, length)) for start in range(0, length, edge)]
+    return [(a, b, (max(0, a - margin), min(length, b + margin))) for a, b in bounds]
+
+
+def _edges(length: int, step: int) -> list[int]:
+    """Multiples of the step that divide a length into equal parts as well as they can, the largest first."""
+    return sorted({-(-length // (count * step)) * step for count in range(1, max(1, length // step) + 1)}, reverse=True)
+
+
+def _cut(bounds) -> tuple[slice, ...]:
+    """An index into `(C, i, j, k)`."""
+    return (slice(None), *(slice(a, b) for a, b in bounds))
+
+
+def _padded(image: torch.Tensor, dimensions: int, stride: int) -> torch.Tensor:
+    """The image with its edge continued to multiples of the stride, at least two."""
+    wanted = [max(-(-n // stride), 2) * stride for n in image.shape[1 : 1 + dimensions]] + list(
+        image.shape[1 + dimensions :]
     )
+    if list(image.shape[1:]) == wanted:
+        return image
+    padding = [p for n, m in zip(reversed(image.shape[1:]), reversed(wanted), strict=True) for p in (0, m - n)]
+    return F.pad(image[None], padding, mode="replicate")[0]
+
+
+def _mirrored(network, axes: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`(B, C, *size)` to logits on the CPU: the mean over the image and its mirror images."""
+    ways = [[2 + axis for axis in chosen] for n in range(len(axes) + 1) for chosen in combinations(axes, n)]
+
+    def run(batch: torch.Tensor) -> torch.Tensor:
+        total = _logits(network, batch)
+        for way in ways[1:]:
+            total = total + _logits(network, batch.flip(way)).flip(way)
+        return total / len(ways) if len(ways) > 1 else total
+
+    return run
+
+
+def _logits(network, batch: torch.Tensor) -> torch.Tensor:
+    device = next(network.parameters()).device if isinstance(network, nn.Module) else "cpu"
+    return network(batch.to(device)).float().cpu()
+
+
+def _in_windows(run, limit_voxels: int, stride: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The same in overlapping windows with Gaussian weights."""
+    from monai.inferers import sliding_window_inference  # MONAI takes 200 MiB and two seconds, which few students need
+
+    def in_windows(batch: torch.Tensor) -> torch.Tensor:
+        edge = max(2, int(limit_voxels ** (1 / (batch.dim() - 2)) + 1e-6) // stride) * stride
+        window = [min(edge, n) for n in batch.shape[2:]]
+        return sliding_window_inference(batch, window, 1, run, overlap=WINDOW_OVERLAP, mode="gaussian")
+
+    return in_windows
 
 
 def pick_device(asked: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Real
 
 import nibabel
@@ -12,8 +13,11 @@ import psutil
 import torch
 import torch.nn.functional as F
 
+from .ahead import in_threads
+from .resampling import Places, on_planes, places
 from .volume import Volume
 from .voxel_checks import times
+from .way_back import WayBack
 
 KINDS = ("ct", "z-score")
 PERCENTILES = (0.5, 99.5)
@@ -47,14 +51,44 @@ class Normalisation:
                 needed = "a number above 0" if name == "deviation" else "a finite number"
                 raise ValueError(f"the normalisation's {name} is {value!r}; {needed} is needed")
 
-    def apply(self, channel: torch.Tensor) -> torch.Tensor:
+    def of_image(self, channel: np.ndarray) -> Normalisation:
+        """The same with the numbers that hold for this image `(I, J, K)` of any type."""
         if self.kind == "ct":
-            return (channel.clamp(self.low, self.high) - self.mean) / self.deviation
-        step = channel.numel() // SAMPLED_VOXELS | 1  # odd: an even one would see only some slices of an even number
-        low, high = np.percentile(channel.numpy().ravel()[::step], PERCENTILES)
-        channel = channel.clamp(float(low), float(high))
-        deviation, mean = torch.std_mean(channel, correction=0)
-        return (channel - mean) / deviation.clamp_min(1e-6)
+            return self
+        step = channel.size // SAMPLED_VOXELS | 1  # odd: an even one would see only some slices of an even number
+        low, high = np.percentile(_every(channel, step), PERCENTILES)
+        mean, deviation = _moments(channel, float(low), float(high))
+        return replace(self, low=float(low), high=float(high), mean=mean, deviation=max(deviation, 1e-6))
+
+    def apply(self, grey: np.ndarray) -> np.ndarray:
+        """Grey values of any type as float32, with the numbers that this holds."""
+        grey = grey.astype(np.float32)
+        np.clip(grey, np.float32(self.low), np.float32(self.high), out=grey)
+        grey -= np.float32(self.mean)
+        grey /= np.float32(self.deviation)
+        return grey
+
+
+def _every(channel: np.ndarray, step: int) -> np.ndarray:
+    """Every `step`-th voxel."""
+    if step == 1:
+        return channel.ravel("K")
+    return channel[np.unravel_index(np.arange(0, channel.size, step), channel.shape)].astype(np.float32)
+
+
+def _moments(channel: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """Mean and standard deviation of the clipped voxels, plane by plane in the order in which they lie in memory."""
+    planes = channel.transpose(sorted(range(3), key=lambda axis: -abs(channel.strides[axis])))
+    centre = (low + high) / 2
+
+    def sums(plane: np.ndarray) -> tuple[float, float]:
+        values = (
+            np.clip(plane.astype(np.float32), np.float32(low), np.float32(high)).astype(np.float64).ravel() - centre
+        )
+        return values.sum(), values @ values
+
+    total, squares = np.sum(in_threads(sums, planes), 0) / channel.size
+    return float(total + centre), math.sqrt(max(0.0, squares - total**2))
 
 
 @dataclass(frozen=True)
@@ -73,9 +107,13 @@ class Grid:
 
     def from_volume(self, array: np.ndarray) -> np.ndarray:
         """Apply the orientation to `(..., I, J, K)`."""
+        return np.ascontiguousarray(self.seen(array))
+
+    def seen(self, array: np.ndarray) -> np.ndarray:
+        """`(..., I, J, K)` in the orientation, not copied."""
         lead = array.ndim - 3
         array = array.transpose(*range(lead), *(lead + a for a in self.axes))
-        return np.ascontiguousarray(np.flip(array, [lead + a for a in self.flipped]) if self.flipped else array)
+        return np.flip(array, [lead + a for a in self.flipped]) if self.flipped else array
 
     @property
     def oriented_shape(self) -> tuple[int, int, int]:
@@ -118,11 +156,12 @@ class Preprocessing:
         grid = grid_of(volume)
         size = self.size_of(volume, grid)
         self._check_memory(volume, size)
-        array = grid.from_volume(volume.array)
-        channels = [
-            n.apply(torch.from_numpy(a.astype(np.float32))) for n, a in zip(self.normalisation, array, strict=True)
-        ]
-        return resample(torch.stack(channels), size), grid
+        image = np.empty((self.channels, *size), np.float32)
+        along = _along_volume(grid, size)
+        for prepared, normalisation, channel in zip(image, self.normalisation, volume.array, strict=True):
+            normalised = normalisation.of_image(grid.seen(channel))
+            prepared[...] = on_planes(channel, along, normalised.apply).transpose(grid.axes)
+        return torch.from_numpy(image), grid
 
     def check(self, volume: Volume) -> None:
         if volume.channels != self.channels:
@@ -172,6 +211,15 @@ def grid_of(volume: Volume) -> Grid:
     return Grid(volume.shape, axes, tuple(i for i, a in enumerate(axes) if orientation[a, 1] < 0))
 
 
+def _along_volume(grid: Grid, size: tuple[int, int, int]) -> tuple[Places, ...]:
+    """For each axis of the volume, where the voxels of the student's grid lie."""
+    along = [None, None, None]
+    for axis, own in enumerate(grid.axes):
+        found = places(size[axis], grid.shape[own])
+        along[own] = found.of_flipped(grid.shape[own]) if axis in grid.flipped else found
+    return tuple(along)
+
+
 def resample(image: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
     """Linear interpolation of `(C, i, j, k)` to another size over the same extent."""
     if tuple(image.shape[1:]) == tuple(size):
@@ -181,24 +229,20 @@ def resample(image: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
 
 def probabilities_in_volume(probabilities: torch.Tensor, grid: Grid) -> np.ndarray:
     """Class probabilities `(C, i, j, k)` of the student's grid as `(C, I, J, K)` float32 of the volume."""
-    return grid.to_volume(resample(probabilities, grid.oriented_shape).numpy())
+    result = np.empty((len(probabilities), *grid.shape), np.float32)
+    for channel, maps in enumerate(probabilities):  # one at a time: all would take as much memory again
+        result[channel] = grid.to_volume(resample(maps[None], grid.oriented_shape)[0].numpy())
+    return result
 
 
 def decision_in_volume(probabilities: torch.Tensor, grid: Grid, values: tuple[int, ...]) -> np.ndarray:
-    """Label map `(I, J, K)` uint8 of the volume: the class that wins after linear interpolation.
+    """Label map `(I, J, K)` uint8 of the volume: the class that wins after linear interpolation."""
+    size = tuple(probabilities.shape[1:])
+    back = way_back(grid, size, values)
+    back.put(probabilities, (0, 0, 0), size, logits=False)
+    return back.decision
 
-    Works slab by slab along k, so that class maps never exist at full size.
-    """
-    size, look_up = grid.oriented_shape, torch.tensor(values, dtype=torch.uint8)
-    decision = torch.empty(size, dtype=torch.uint8)
-    position = (torch.arange(size[2]) + 0.5) * probabilities.shape[3] / size[2] - 0.5
-    position = position.clamp(0, probabilities.shape[3] - 1)
-    below = position.floor().long()
-    above = (below + 1).clamp_max(probabilities.shape[3] - 1)
-    share = (position - below).to(probabilities.dtype)
-    for k in range(size[2]):
-        plane = torch.lerp(probabilities[..., below[k]], probabilities[..., above[k]], share[k])
-        if plane.shape[1:] != size[:2]:
-            plane = F.interpolate(plane[None], size[:2], mode="bilinear", align_corners=False)[0]
-        decision[..., k] = look_up[plane.argmax(0)]
-    return grid.to_volume(decision.numpy())
+
+def way_back(grid: Grid, size: tuple[int, int, int], values: tuple[int, ...]) -> WayBack:
+    """From class maps on a student's grid of `size` to label values in the volume."""
+    return WayBack(grid.shape, grid.axes, grid.flipped, size, values)

@@ -7,10 +7,18 @@ import threading
 
 import psutil
 
+FREE_SHARE = 0.8  # of the memory that is free; the rest is left for others
+
 
 def typical(seconds: list[float]) -> float | None:
     """Median, without the first (it warms up) where there are more than two."""
     return statistics.median(seconds[1:] if len(seconds) > 2 else seconds) if seconds else None
+
+
+def free_bytes(most_bytes: int | None = None) -> int:
+    """How much more memory this process may take: four fifths of what is free, within `most_bytes` for all of it."""
+    free = int(psutil.virtual_memory().available * FREE_SHARE)
+    return free if most_bytes is None else min(free, most_bytes - psutil.Process().memory_info().rss)
 
 
 class PeakMemory:

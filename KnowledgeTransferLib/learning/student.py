@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +16,32 @@ from ..records import bundle
 from ..records.labels import Labels
 from ..records.run_directory import write_json, write_text, written_whole
 from ..records.students import Design, design_named
+from .backends import Runner, open_backend
+from .components import largest_components
+from .memory import check_probabilities_fit, fitting_voxels
 from .model_card import model_card, monai_inference, monai_metadata
-from .networks import build_network, for_inference, parameters_of
-from .predictor import predict, whole_image_limit
-from .preprocessing import Grid, Preprocessing, decision_in_volume, probabilities_in_volume
+from .networks import build_network, parameters_of
+from .predictor import class_maps, predict, whole_image_limit
+from .preprocessing import Preprocessing, probabilities_in_volume, way_back
 from .volume import Volume
+
+
+@dataclass(frozen=True)
+class How:
+    """How a student is run.
+
+    backend: a key of BACKENDS, or auto.
+    precision: f32, or bf16 for less exact and on some processors faster arithmetic.
+    mirror: average over mirror images too, along the axes along which the student was trained with mirrored images.
+    largest_component: keep only the largest connected part of each structure.
+    most_bytes: of memory for this process; None: what is free.
+    """
+
+    backend: str = "auto"
+    precision: str = "f32"
+    mirror: bool = False
+    largest_component: bool = False
+    most_bytes: int | None = None
 
 
 @dataclass
@@ -38,6 +58,8 @@ class Student:
     card: dict = field(default_factory=dict)
     device: str = "cpu"
     name: str = "student"
+    folder: Path | None = None  # the bundle it was read from
+    how: How = How()
 
     @property
     def parameters(self) -> int:
@@ -45,27 +67,54 @@ class Student:
 
     @property
     def limit_voxels(self) -> int:
-        """Larger prepared images go through in windows."""
+        """Larger prepared images go through in windows where the network has a norm over the image."""
         dimensions = self.preprocessing.dimensions
         arguments = self.design.arguments[dimensions]
         return whole_image_limit(arguments["channels"][0], arguments.get("stem", 1), dimensions)
 
+    @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """Along which the student was trained with mirrored images."""
+        return tuple(self.card.get("settings", {}).get("mirror_axes") or ())
+
     @cached_property
-    def fast_network(self) -> nn.Module:
-        """A copy for inference: batch norms folded, fast convolutions."""
-        return for_inference(copy.deepcopy(self.network), self.device)
+    def runner(self) -> Runner:
+        """What runs the network."""
+        return open_backend(self, self.how.backend, self.how.precision)
+
+    def run_as(self, how: How) -> Student:
+        """Change how it is run.
+
+        Raises:
+            ValueError: mirror images are asked for, but it was trained without.
+        """
+        if how.mirror and not self.mirror_axes:
+            raise ValueError(
+                f"{self.name}: was trained without mirror images, and would not know them; leave out --mirror"
+            )
+        if (how.backend, how.precision) != (self.how.backend, self.how.precision):
+            self.__dict__.pop("runner", None)
+        self.how = how
+        return self
 
     def predict(self, volume: Volume) -> np.ndarray:
         """Class probabilities `(C, I, J, K)` float32 in the geometry of the volume, background first."""
-        return probabilities_in_volume(*self._on_own_grid(volume))
+        image, grid = self.preprocessing.prepare(volume)
+        check_probabilities_fit(self, volume)
+        return probabilities_in_volume(predict(*self._call(volume, image)), grid)
 
     def segment(self, volume: Volume) -> np.ndarray:
-        """Label map `(I, J, K)` uint8 in the geometry of the volume."""
-        return decision_in_volume(*self._on_own_grid(volume), self.labels.values)
-
-    def _on_own_grid(self, volume: Volume) -> tuple[torch.Tensor, Grid]:
+        """Label map `(I, J, K)` uint8 in the geometry of the volume; no class maps of its size exist on the way."""
         image, grid = self.preprocessing.prepare(volume)
-        return predict(self.fast_network, image, self.preprocessing.dimensions, self.limit_voxels), grid
+        back = way_back(grid, tuple(image.shape[1:]), self.labels.values)
+        for start, stop, maps in class_maps(*self._call(volume, image)):
+            back.put(maps, start, stop, logits=True)
+        return largest_components(back.decision) if self.how.largest_component else back.decision
+
+    def _call(self, volume: Volume, image: torch.Tensor) -> tuple:
+        """The arguments of the predictor."""
+        limit = fitting_voxels(self, volume, image)
+        return self.runner, image, self.preprocessing.dimensions, limit, self.mirror_axes if self.how.mirror else ()
 
 
 def new_network(design: Design, preprocessing: Preprocessing, labels: Labels, seed: int) -> nn.Module:
@@ -115,4 +164,4 @@ def load_student(folder: Path, device: str = "cpu") -> Student:
         raise ValueError(f"{folder}: the bundle's metadata and weights do not fit together ({error})") from error
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    return Student(network.eval(), design, labels, preprocessing, ours.get("card", {}), device, name)
+    return Student(network.eval(), design, labels, preprocessing, ours.get("card", {}), device, name, folder)

@@ -14,6 +14,8 @@ import SimpleITK as sitk
 from ..records.cohort import is_dicom_folder
 from ..records.labels import Labels
 from ..records.run_directory import written_whole
+from .ahead import in_threads
+from .fast_gzip import breaks_off, use_fast_gzip
 from .segments import numbered_as, segment_fields
 from .voxel_checks import check_file, check_shape, check_values, check_voxels, times, whole_numbers
 
@@ -21,6 +23,7 @@ RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 UNEVEN_SLICES = "ITK_non_uniform_sampling_deviation"  # what ITK notes of a series with gaps
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
+use_fast_gzip()
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def read_label_map(file: Path, labels: Labels | None = None, like: Volume | None
 def volumes_ml(annotation: np.ndarray, affine: np.ndarray, labels: Labels) -> dict[str, float]:
     """Structure -> its volume in a label map `(I, J, K)`; counted slab by slab, which needs little memory."""
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-    counts = sum(np.bincount(slab.ravel(), minlength=256) for slab in annotation)
+    slabs = annotation.T if annotation.flags.f_contiguous else annotation
+    counts = sum(in_threads(lambda slab: np.bincount(slab.ravel(), minlength=256), slabs))
     return {s.name: round(int(counts[s.value]) * voxel_ml, 4) for s in labels.structures}
 
 
@@ -138,7 +142,7 @@ def write_annotation(path: Path, array: np.ndarray, affine: np.ndarray, labels: 
         if suffix == ".seg.nrrd":
             _write_segmentation(temporary, array, affine, labels)
         elif suffix in (".nii", ".nii.gz"):
-            _write_nifti(temporary, array.astype(np.uint8), affine)
+            _write_nifti(temporary, array.astype(np.uint8, copy=False), affine)
         else:
             _write_with_sitk(temporary, array.astype(np.uint8), affine, path)
 
@@ -224,7 +228,8 @@ def _nifti(file: Path):
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: there is no such file") from None
     except Exception as error:
-        raise ValueError(f"{file}: is not a NIfTI image ({_first_line(error)})") from error
+        reason = "cannot be read as an image; truncated" if breaks_off(file) else "is not a NIfTI image"
+        raise ValueError(f"{file}: {reason} ({_first_line(error)})") from error
 
 
 def _read_with_sitk(file: Path) -> Volume:

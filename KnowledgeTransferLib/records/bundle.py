@@ -72,6 +72,11 @@ def check_files(folder: Path) -> None:
             raise ValueError(f"{folder}: {name} was changed or damaged (its sha256 differs); copy the folder again")
 
 
+def checked_files(folder: Path) -> set[str]:
+    """The files, by their names in the bundle, that its checksums vouch for."""
+    return set(read_json(Path(folder) / CHECKSUMS))
+
+
 def write_checksums(folder: Path) -> None:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != Path(CHECKSUMS).name)
     write_json(folder / CHECKSUMS, {p.relative_to(folder).as_posix(): sha256(p) for p in files})

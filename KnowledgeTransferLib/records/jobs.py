@@ -6,12 +6,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .bundle import is_bundle
+from .bundle import METADATA, is_bundle
 from .run_directory import RunDirectory, read_json
 
 TAIL_BYTES = 1 << 16
 ENDS = {"done": "done", "cancelled": "cancelled", "error": "failed"}
 INTERRUPTED = "the process ended without a word; the same command goes on where it was"
+
+
+_ended: dict[Path, tuple] = {}  # runs that have ended: what they looked like then, and their state
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class RunState:
     time_left_s: float | None
     began: str  # ISO 8601, UTC
     pid: int | None
+    host: str  # the computer that it runs on
     arguments: tuple[str, ...]  # the same command goes on with it
     events_begin: int  # where the step's events begin in events.jsonl, in bytes
     has_student: bool
@@ -39,7 +43,10 @@ class RunState:
 
 
 def runs_in(folder: Path | str) -> list[RunState]:
-    """The run directories in a folder, the newest first; what cannot be read is left out."""
+    """The run directories in a folder, the newest first; what cannot be read is left out.
+
+    Made to be asked every few seconds: of runs that have ended and did not change since, only the dates are looked at.
+    """
     try:
         folders = [entry for entry in Path(folder).iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     except OSError:
@@ -68,16 +75,29 @@ def state_of(path: Path | str) -> RunState | None:
         job.get("step") or _latest(events, "step") or "",
         state, _text(events, state), done, total, time_left_s if state == "running" else None,
         str(job.get("began") or (events[0].get("time", "") if events else "")),
-        job.get("pid"), tuple(job.get("arguments", ())), job.get("events_before_bytes", 0),
+        job.get("pid"), job.get("host", ""), tuple(job.get("arguments", ())), job.get("events_before_bytes", 0),
         is_bundle(run.student), run.annotations.is_file(), _problems(events),
     )  # fmt: skip
 
 
 def _state_or_none(path: Path) -> RunState | None:
     try:
-        return state_of(path)
+        stamp, (known_stamp, known) = _stamp(path), _ended.get(path, (None, None))
+        if known is not None and stamp == known_stamp:
+            return known
+        state = state_of(path)
     except (OSError, ValueError, TypeError, AttributeError):  # not ours to read, or damaged
         return None
+    if state is not None and state.state != "running":
+        _ended[path] = stamp, state
+    return state
+
+
+def _stamp(path: Path) -> tuple:
+    """What differs when a run was touched: each step begins with job.json and ends with a line in events.jsonl."""
+    run = RunDirectory(path)
+    files = (run.job, run.events, run.annotations, run.student / METADATA)
+    return tuple((f.stat().st_mtime_ns, f.stat().st_size) if f.exists() else None for f in files)
 
 
 def _job(run: RunDirectory) -> dict:

@@ -165,12 +165,24 @@ def written_whole(path: Path | str):
             _flush_to_disk(temporary)
         if path.is_dir():
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        _replace(temporary, path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Put a file in the place of another; on Windows it waits a moment for who reads the other one just now."""
+    for _ in range(20):
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            if os.name != "nt":
+                raise
+            time.sleep(0.05)
+    return os.replace(temporary, path)
 
 
 @contextlib.contextmanager

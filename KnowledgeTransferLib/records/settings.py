@@ -10,6 +10,7 @@ from .. import __version__
 from .run_directory import RunDirectory, read_json, write_json
 
 FORMAT = 1
+NONE = "none"  # asked for in place of a value: takes back what an earlier start asked for
 SHARE = (0.0, 1.0)
 AT_LEAST_ONE = (1, math.inf)
 NOT_NEGATIVE = (0, math.inf)

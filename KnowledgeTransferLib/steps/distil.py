@@ -30,7 +30,7 @@ from ..records.cohort import Cohort, read_cohort
 from ..records.labels import Labels
 from ..records.progress import Listener, Progress
 from ..records.run_directory import RunDirectory, read_json, write_json
-from ..records.settings import DistilSettings, checked, differences, read_settings, write_settings
+from ..records.settings import NONE, DistilSettings, checked, differences, read_settings, write_settings
 from ..records.students import design_named
 
 
@@ -47,7 +47,8 @@ def distil(
     Args:
         cohort: what `read_cohort` reads; None takes the run's own (the transferal set that `annotate` made).
         restart: forget an earlier training of this run.
-        asked: fields of DistilSettings; those left out are taken from the run's settings.json or chosen.
+        asked: fields of DistilSettings; those left out are taken from the run's settings.json or chosen. "none" takes
+            back what settings.json says of `epochs`, `minutes` or `start_from`.
 
     Returns:
         `student` (the bundle's folder), `validation_dice`, `epoch` of the best student, and `problems`.
@@ -67,7 +68,7 @@ def distil(
         progress.event("start", run=str(run.path), device=device, processes=fabric.world_size)
         if first:
             asked = {k: v for k, v in asked.items() if v is not None}
-            if asked.get("start_from"):
+            if asked.get("start_from", NONE) != NONE:
                 asked["start_from"] = str(bundle.bundle_in(Path(asked["start_from"]).absolute()))
             _get_ready(run, cohort, {**asked, "device": device}, restart, progress)
         fabric.barrier()
@@ -80,10 +81,14 @@ def distil(
 
 def _get_ready(run: RunDirectory, cohort, asked: dict, restart: bool, progress: Progress) -> None:
     """Settle the settings, and bring every case to the student's grid, unless an earlier start has done so."""
+    taken_back = {name for name, value in asked.items() if value == NONE}
+    asked = {name: value for name, value in asked.items() if name not in taken_back}
     checked(asked, "distil", "options")
     began = _began(run) and not restart
     stored = read_settings(run, "distil")
+    chosen = _unsettled(stored)
     changed = differences(stored, asked) if began else []
+    changed += [f"{name} was {chosen[name]!r}" for name in sorted(taken_back) if began and chosen.get(name)]
     if began and cohort is not None and _opened(cohort).to_json() != read_json(run.cohort):
         changed.append("the cohort has other cases")
     if changed:
@@ -97,7 +102,8 @@ def _get_ready(run: RunDirectory, cohort, asked: dict, restart: bool, progress: 
     if began:
         progress.message("goes on with the training that is there")
         return
-    settings = DistilSettings(**{**_without_other_length(_unsettled(stored), asked), **asked})
+    chosen = {name: value for name, value in chosen.items() if name not in taken_back}
+    settings = DistilSettings(**{**_without_other_length(chosen, asked), **asked})
     settings = _with_start(settings, asked.get("student"))
     WeightedLosses(settings.losses)  # refuses losses that do not exist before the work begins
     cohort = _cohort(run, cohort)
@@ -136,7 +142,7 @@ def _forget_images(run: RunDirectory) -> None:
 def _with_start(settings: DistilSettings, asked: str | None) -> DistilSettings:
     """Settings with the design and checksum of the bundle that the training starts from; `asked` is a design."""
     if not settings.start_from:
-        return settings
+        return dataclasses.replace(settings, start_sha256="")
     folder = bundle.bundle_in(Path(settings.start_from).absolute())
     student = load_student(folder)
     if asked not in (None, student.design.name):

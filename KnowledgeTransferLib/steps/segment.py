@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..learning.ahead import ahead
 from ..learning.predictor import pick_device
-from ..learning.student import Student, load_student
+from ..learning.student import How, Student, load_student
 from ..learning.volume import PICTURES, annotation_suffix, read_image, volumes_ml, write_annotation
 from ..records.cohort import (
     SEGMENTATION,
@@ -50,6 +53,7 @@ def segment(  # noqa: PLR0913
     overwrite: bool = False,
     run: RunDirectory | Path | str | None = None,
     listener: Listener | None = None,
+    how: How | None = None,
     open_student: Callable[[Path, str], Student] = load_student,
 ) -> dict:
     """Segment images with a student.
@@ -64,6 +68,7 @@ def segment(  # noqa: PLR0913
         overwrite: replace what is there. Else an output file that is there is refused, and in an output folder it is
             kept, so that the same call goes on after a stop.
         run: directory for events.jsonl and for a file `cancel` that stops the step; held while the step runs.
+        how: backend, precision, mirror images, largest components, memory; None takes the defaults.
         open_student: opens the bundle; a process that segments again and again gives one that keeps it open.
 
     Returns:
@@ -80,8 +85,8 @@ def segment(  # noqa: PLR0913
         targets = _targets(cases, output, format)
         kept = set() if overwrite else _kept(targets, output)
         job = _Job(cases, targets, kept, _names(targets, output), progress)
-        student = open_student(Path(bundle), pick_device(device))
-        progress.event("start", cases=len(cases), device=student.device)
+        student = open_student(Path(bundle), pick_device(device)).run_as(how or How())
+        progress.event("start", cases=len(cases), device=student.device, backend=student.runner.about)
         files = _segment_cases(student, job)
         progress.event("done", files=files, problems=progress.problems)
         return {"files": files, "problems": progress.problems}
@@ -125,31 +130,55 @@ def _segment_cases(student: Student, job: _Job) -> dict[str, str]:
     made, todo = set(job.kept), [case for case in job.cases if case.id not in job.kept]
     _tell_what_is_kept(job, student.labels)
     stage = job.progress.stage("segment", len(job.cases), len(job.kept))
-    for case, reading in ahead(lambda case: read_image(case.images, case.id), todo):
-        if _segment_case(student, job, case, reading):
+
+    def finish(case: Case, writing: Future | None) -> None:
+        if writing and _is_written(job, case, writing):
             made.add(case.id)
             if job.names and not job.names.exists():  # at once: a step that is stopped leaves no values without names
                 write_names(job.names.parent, student.labels)
         stage.advance(text=case.id)
+
+    with ThreadPoolExecutor(1) as writer:  # writes one case while the next is segmented
+        before = None
+        for case, reading in ahead(lambda case: read_image(case.images, case.id), todo):
+            if before and job.progress.stop_asked():
+                finish(*before)  # stops here
+            now = case, _segment_case(student, job, case, reading, writer)
+            if before:
+                finish(*before)
+            before = now
+        if before:
+            finish(*before)
     return {case.id: str(job.targets[case.id]) for case in job.cases if case.id in made}
 
 
-def _segment_case(student: Student, job: _Job, case: Case, reading) -> bool:
-    """Whether it went well; what is in the way of one image is a problem, a full disk is in the way of all."""
-    target = job.targets[case.id]
+def _segment_case(
+    student: Student, job: _Job, case: Case, reading: Future, writer: ThreadPoolExecutor
+) -> Future | None:
+    """Begin to write what was segmented; what is in the way of one image is a problem."""
     try:
         volume = reading.result()
         decision = student.segment(volume)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         job.progress.problem(case.id, error)
-        return False
+        return None
+    return writer.submit(_write, job.targets[case.id], decision, volume.affine, student.labels)
+
+
+def _write(target: Path, decision: np.ndarray, affine: np.ndarray, labels: Labels) -> dict[str, float]:
+    """Write a label map; returns the volume of each structure."""
+    write_annotation(target, decision, affine, labels)
+    return volumes_ml(decision, affine, labels)
+
+
+def _is_written(job: _Job, case: Case, writing: Future) -> bool:
+    """Whether it went well; a full disk is in the way of all."""
     try:
-        write_annotation(target, decision, volume.affine, student.labels)
+        ml = writing.result()
     except ValueError as error:
         job.progress.problem(case.id, error)
         return False
-    ml = volumes_ml(decision, volume.affine, student.labels)
-    job.progress.event("case", case=case.id, file=str(target), volumes_ml=ml)
+    job.progress.event("case", case=case.id, file=str(job.targets[case.id]), volumes_ml=ml)
     return True
 
 

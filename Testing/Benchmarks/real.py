@@ -179,7 +179,7 @@ def speed(run: Path, teacher: Path) -> str:
     """Network time per scan of both, one after the other in this process, and the size of the bundle."""
     image = torch.randn(SCAN, generator=torch.Generator().manual_seed(0))
     times = {
-        name: median_ms(load_student(path / "student").fast_network, image)
+        name: median_ms(load_student(path / "student").runner, image)
         for name, path in (("teacher", teacher), ("student", run))
     }
     bundle_kb = sum(file.stat().st_size for file in (run / "student").rglob("*") if file.is_file()) / 1000

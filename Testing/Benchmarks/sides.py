@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import ct
 import numpy as np
 import torch
 from timing import median_ms
@@ -79,17 +79,28 @@ def monai_batches(data: Path, work: Path) -> dict:
 
 
 def networks(data: Path, work: Path) -> dict:
-    """Every design in 3-D: plain torch, and as `segment` runs it."""
-    from KnowledgeTransferLib.learning.networks import build_network, for_inference, parameters_of
+    """Every design in 3-D: plain torch, and each backend."""
+    from KnowledgeTransferLib.learning.backends import is_there, open_backend
+    from KnowledgeTransferLib.learning.networks import build_network, parameters_of
+    from KnowledgeTransferLib.learning.preprocessing import Normalisation, Preprocessing
+    from KnowledgeTransferLib.learning.student import Student
+    from KnowledgeTransferLib.records.labels import Labels
     from KnowledgeTransferLib.records.students import STUDENTS
 
     torch.manual_seed(0)
     image, found = torch.randn(1, 1, *PATCH), {}
+    labels, preprocessing = (
+        Labels.from_names({1: "a", 2: "b"}),
+        Preprocessing(3, (1, 1, 1), (Normalisation("z-score"),)),
+    )
     for name, design in STUDENTS.items():
         network = build_network(design, 3, 1, 3).eval()
-        ours = for_inference(copy.deepcopy(network), "cpu")
-        times = {"plain_ms": median_ms(network, image), "ours_ms": median_ms(ours, image)}
-        found[name] = {"parameters": parameters_of(network), **times}
+        student = Student(network, design, labels, preprocessing)
+        times = {"plain": median_ms(network, image)}
+        for backend, precision in (("torch", "f32"), ("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "bf16")):
+            if is_there(backend):
+                times[f"{backend} {precision}"] = median_ms(open_backend(student, backend, precision), image)
+        found[name] = {"parameters": parameters_of(network), "ms": times}
     return found
 
 
@@ -175,5 +186,5 @@ def _peak_mib() -> float:
 if __name__ == "__main__":
     name, data, work, *rest = sys.argv[1:]
     with contextlib.redirect_stdout(io.StringIO()):
-        result = globals()[name](Path(data), Path(work), *rest)
+        result = {**vars(ct), **globals()}[name](Path(data), Path(work), *rest)
     print(json.dumps(result))

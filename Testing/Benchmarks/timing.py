@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
-from torch import nn
 
 
 @torch.inference_mode()
-def median_ms(network: nn.Module, image: torch.Tensor, passes: int = 30) -> float:
+def median_ms(network: Callable, image: torch.Tensor, passes: int = 30) -> float:
     """Median of `passes` forward passes in milliseconds, after three to warm up."""
-    network.eval()
     times = []
     for number in range(passes + 3):
         began = time.perf_counter()

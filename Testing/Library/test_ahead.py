@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from KnowledgeTransferLib.learning.ahead import ahead
+from KnowledgeTransferLib.learning.ahead import ahead, in_threads
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -64,3 +64,13 @@ def test_who_stops_early_leaves_nothing_running():
 
 def test_no_items_give_no_results():
     assert list(ahead(str, [])) == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 37])
+def test_work_in_threads_comes_back_in_order(count):
+    assert in_threads(lambda n: n * n, range(count)) == [n * n for n in range(count)]
+
+
+def test_work_in_threads_tells_its_error():
+    with pytest.raises(ZeroDivisionError):
+        in_threads(lambda n: 12 // n, [3, 0, 4, 5])

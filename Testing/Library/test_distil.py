@@ -401,6 +401,22 @@ def test_minutes_take_the_place_of_earlier_epochs(an_annotated_run):
     assert stored["minutes"] == 0.02 and "what fits into" in stored["reasons"]["epochs"]
 
 
+def test_none_takes_back_what_an_earlier_start_asked_for(an_annotated_run, a_teacher, command):
+    run = RunDirectory(an_annotated_run)
+    settings = read_json(run.settings)
+    write_json(run.settings, {**settings, "distil": {"minutes": 5.0, "start_from": str(a_teacher), "batch_size": 3}})
+    line = ["--minutes", "none", "--from", "none", "--epochs", "1", "--device", "cpu"]
+    outcome = command("distil", run.path, *line)
+    assert outcome.status == 0, outcome.messages
+    found = read_json(run.settings)["distil"]
+    assert found["minutes"] is None and found["start_from"] == found["start_sha256"] == "" and found["batch_size"] == 3
+
+
+def test_none_is_refused_for_a_training_that_was_begun_with_a_value(a_finished_run):
+    with pytest.raises(ValueError, match="epochs was"):
+        distil(a_finished_run, epochs="none")
+
+
 def test_a_run_is_fine_tuned_from_its_own_student_at_a_lower_rate(an_annotated_run):
     run = RunDirectory(an_annotated_run)
     distil(run, epochs=1)

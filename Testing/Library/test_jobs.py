@@ -187,6 +187,21 @@ def test_runs_come_newest_first_and_what_cannot_be_read_is_left_out(tmp_path):
     assert runs_in(tmp_path / "nowhere") == []
 
 
+def test_a_run_that_has_ended_is_read_again_only_when_something_worked_in_it(run, monkeypatch):
+    work(run)
+    read = []
+    monkeypatch.setattr(jobs, "state_of", lambda path: read.append(path) or state_of(path))
+    assert [state.state for state in runs_in(run.path.parent)] == ["done"]
+    assert runs_in(run.path.parent) == runs_in(run.path.parent)
+    assert len(read) == 1
+    with pytest.raises(ValueError):
+        work(run, error=ValueError("no"))
+    assert [state.state for state in runs_in(run.path.parent)] == ["failed"]
+    with run.locked("annotate"):
+        assert [state.state for state in runs_in(run.path.parent)] == ["running"]
+    assert len(read) == 3
+
+
 def test_a_state_is_plain_data(run, the_annotated_run):
     work(run, problems=[])
     json.dumps(dataclasses.asdict(state_of(run.path)), default=str)

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from KnowledgeTransferLib.learning.networks import build_named_network
-from KnowledgeTransferLib.learning.predictor import pick_device, predict, whole_image_limit
+from KnowledgeTransferLib.learning.predictor import blocks, class_maps, pick_device, predict, whole_image_limit
+from KnowledgeTransferLib.records.students import STUDENTS
 
 ENOUGH = 10**9
 
@@ -28,10 +30,26 @@ def an_image(*shape) -> torch.Tensor:
     return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
 
 
+class Spy:
+    """Notes the sizes of what goes through a network."""
+
+    def __init__(self, network):
+        self.network, self.sizes = network, []
+        self.total_stride, self.margin = network.total_stride, network.margin
+
+    def __call__(self, x):
+        self.sizes.append(tuple(x.shape))
+        return self.network(x)
+
+
 def a_tiny_network(dimensions: int) -> nn.Module:
-    """Tiny with made-up statistics of its batch norms, in evaluation mode."""
+    return a_network("tiny", dimensions)
+
+
+def a_network(name: str, dimensions: int) -> nn.Module:
+    """With made-up statistics of its batch norms, in evaluation mode."""
     torch.manual_seed(0)
-    network = build_named_network("tiny", dimensions, 1, 3)
+    network = build_named_network(name, dimensions, 1, 3)
     for module in network.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
             nn.init.uniform_(module.running_mean, -0.3, 0.3)
@@ -87,20 +105,68 @@ def test_an_image_within_the_limit_goes_through_in_one_pass():
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_windows_of_a_batch_norm_network_agree_with_the_whole_image(dimensions):
-    """To the last digits where no seam is within the network's field of view, and closely elsewhere."""
-    network = a_tiny_network(dimensions)
-    shape = (96, 88, 48) if dimensions == 3 else (160, 120, 2)
-    image = an_image(*shape)
+@pytest.mark.parametrize("name", [name for name, design in STUDENTS.items() if design.network == "unet"])
+def test_blocks_equal_the_whole_image(name, dimensions):
+    """For every design whose layers look at a neighbourhood alone."""
+    network = a_network(name, dimensions)
+    length = 2 * network.margin + 3 * network.total_stride
+    image = an_image(length - 3, 21, 14 if dimensions == 3 else 2)
     whole = predict(network, image, dimensions, ENOUGH)
-    parts = predict(network, image, dimensions, 48**3 if dimensions == 3 else 64**2)
-    difference = (whole - parts).abs().amax(0)
-    far = (slice(0, 16),) * dimensions
-    assert difference[far].max() < 1e-5
-    assert difference.max() > 0, "it was not cut into windows"
-    assert difference.mean() < 0.06 * whole.std()
-    agreement = (whole.argmax(0) == parts.argmax(0)).float().mean()
-    assert agreement > 0.98
+    spy, limit = Spy(network), (length - network.total_stride) * 24 * (16 if dimensions == 3 else 1)
+    parts = predict(spy, image, dimensions, limit)
+    assert len(spy.sizes) > 1, "it was not cut"
+    assert max(np.prod(size) for size in spy.sizes) <= limit
+    torch.testing.assert_close(parts, whole, rtol=0, atol=2e-6)
+
+
+def test_blocks_are_as_few_as_the_limit_allows():
+    assert [b[:2] for b in blocks((64, 48, 32), (8, 8, 8), (16, 16, 16), ENOUGH)] == [((0, 0, 0), (64, 48, 32))]
+    two = list(blocks((128, 48, 32), (8, 8, 8), (16, 16, 16), 128 * 48 * 32 - 1))
+    assert [(start, stop) for start, stop, _ in two] == [((0, 0, 0), (64, 48, 32)), ((64, 0, 0), (128, 48, 32))]
+    assert [region[0] for *_, region in two] == [(0, 80), (48, 128)]
+    smallest = list(blocks((64, 64, 64), (8, 8, 8), (16, 16, 16), 1))
+    assert len(smallest) == 8**3
+
+
+@pytest.mark.parametrize("limit", [ENOUGH, 30000, 3000, 1])
+def test_each_block_brings_the_next_voxel_for_interpolation(limit):
+    network, size = a_tiny_network(3), (41, 36, 29)
+    image = an_image(*size)
+    whole = network(F.pad(image[None], (0, 3, 0, 4, 0, 7), mode="replicate"))[0]
+    seen = torch.zeros(size)
+    for start, stop, maps in class_maps(network, image, 3, limit):
+        inner = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        more = tuple(slice(a, min(b + 1, n)) for a, b, n in zip(start, stop, size, strict=True))
+        seen[inner] += 1
+        torch.testing.assert_close(maps, whole[(slice(None), *more)], rtol=0, atol=1e-5)
+    assert (seen == 1).all()
+
+
+def test_a_network_with_a_norm_over_the_image_goes_in_windows():
+    """Seams are blended; what is far from them agrees only roughly, for the norm sees another part of the image."""
+    network, image = build_named_network("large", 3, 1, 3).eval(), an_image(20, 16, 16)
+    assert network.margin is None
+    spy = Spy(network)
+    predict(spy, image, 3, 16**3)
+    assert {size[2:] for size in spy.sizes} == {(16, 16, 16)}
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_mirroring_averages_the_logits_of_all_mirror_images(dimensions):
+    network, image = a_tiny_network(dimensions), an_image(24, 32, 16 if dimensions == 3 else 2)
+    found = predict(network, image, dimensions, ENOUGH, mirror=(0, 1))
+    total = 0
+    for axes in ([], [1], [2], [1, 2]):
+        total = total + predict(network, image.flip(axes), dimensions, ENOUGH).log().flip(axes)
+    torch.testing.assert_close(found, (total / 4).softmax(0), rtol=0, atol=1e-5)
+    blocks = predict(network, image, dimensions, 8000 if dimensions == 3 else 600, mirror=(0, 1))
+    torch.testing.assert_close(blocks, found, rtol=0, atol=1e-5)
+
+
+def test_mirroring_of_a_symmetric_network_changes_nothing():
+    network, image = Recorder(), an_image(16, 16, 16)
+    plain = predict(network, image, 3, ENOUGH)
+    torch.testing.assert_close(predict(network, image, 3, ENOUGH, mirror=(0, 1, 2)), plain, rtol=0, atol=1e-6)
 
 
 def test_a_2d_network_works_slice_by_slice():

@@ -241,5 +241,5 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         main(Path(sys.argv[1]).resolve())
     else:
-        with tempfile.TemporaryDirectory() as temporary:
+        with tempfile.TemporaryDirectory(prefix="phantom-") as temporary:
             main(Path(temporary))

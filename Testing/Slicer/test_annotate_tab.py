@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from KnowledgeTransferLib.records.reviews import case_states
 
 from KnowledgeTransferLib.learning.volume import read_annotation
+from KnowledgeTransferLib.records.reviews import case_states
 from KnowledgeTransferLib.records.run_directory import RunDirectory
 
 
@@ -43,7 +43,7 @@ def test_a_loaded_volume_is_annotated_by_the_press_of_a_button(tab, a_scan, a_te
     assert "Add a teacher" in ui.annotateButton.toolTip
     dialogs.answer(str(a_teacher))
     ui.addTeacherFolderButton.click()
-    assert texts(ui.teachersTable)[0][0] == a_teacher.name and "liver" in texts(ui.teachersTable)[0][1]
+    assert texts(ui.teachersTable)[0][0] == a_teacher.parent.name and "liver" in texts(ui.teachersTable)[0][1]
     assert ui.annotateButton.enabled
 
     ui.uncertaintyCheckBox.checked = True
@@ -179,6 +179,26 @@ def test_a_teacher_of_no_known_kind_says_which_kinds_there_are(tab, tmp_path, wa
     assert "Known are" in tab.ui.statusLabel.text
 
 
+def test_another_teacher_gets_another_run(tab, a_scan, a_teacher, tmp_path, wait_until):
+    import shutil
+
+    tab.ui.annotateVolumesSelector.check(a_scan)
+    tab.addTeacher(str(a_teacher))
+    tab.ui.annotateRunName.text = "mine"
+    for name in ("mine", "mine", "mine 2"):
+        if name == "mine 2":
+            tab.panel.parameters.teacherPaths = [str(shutil.copytree(a_teacher, tmp_path / "other"))]
+        tab.ui.annotateButton.click()
+        wait_until(lambda: not tab.panel.status.job.running, 60)
+        assert tab.panel.status.job.status == 0, tab.panel.status.job.error
+        assert tab.panel.parameters.annotateRunName == name and tab.ui.casesTable.rowCount == 1
+
+
+def test_a_scene_whose_teacher_is_gone_opens_no_dialog(tab, tmp_path, dialogs):
+    tab.panel.parameters.teacherPaths = [str(tmp_path / "on another computer")]
+    assert "there is no such file" in texts(tab.ui.teachersTable)[0][1] and dialogs.shown == []
+
+
 def test_weights_and_teachers_are_kept_in_the_scene(tab, a_teacher, tmp_path):
     parameters = tab.panel.parameters
     tab.addTeacher(str(a_teacher))
@@ -191,6 +211,19 @@ def test_weights_and_teachers_are_kept_in_the_scene(tab, a_teacher, tmp_path):
     tab.ui.removeTeacherButton.click()
     assert parameters.teacherPaths == ["scene:"] and parameters.teacherWeights == [0.5]
     assert tab.ui.teachersTable.cellWidget(0, 2).value == 0.5
+
+
+def test_all_scans_are_checked_at_once_but_no_uncertainty_map(tab, a_volume):
+    from KnowledgeTransferSlicer import SceneIO
+
+    scans = [a_volume(name=f"scan {number}") for number in range(3)]
+    a_volume(name="map").SetAttribute(SceneIO.UNCERTAINTY, scans[0].GetID())
+    tab.ui.annotateAllButton.click()
+    assert [node.GetName() for node in tab.panel.parameters.annotateVolumes] == ["scan 0", "scan 1", "scan 2"]
+    tab.ui.annotateAllButton.click()
+    assert list(tab.panel.parameters.annotateVolumes) == []
+    tab.ui.segmentAllButton.click()
+    assert len(list(tab.panel.parameters.segmentVolumes)) == 3
 
 
 def test_a_mistake_is_shown_in_a_dialog_and_nothing_starts(tab, a_volume, a_teacher, dialogs):

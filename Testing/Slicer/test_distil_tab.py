@@ -62,11 +62,13 @@ def test_all_that_the_panel_offers_reaches_the_library(tab, a_teacher, tmp_path)
     p = tab.panel.parameters
     p.student, p.learnFrom, p.soft, p.seed, p.lengthBy, p.minutes = "small", "both", False, 7, "minutes", 2.5
     assert tab.settings() == {
-        "student": "small", "annotations": "both", "soft": False, "seed": 7, "device": "cpu", "minutes": 2.5
+        "student": "small", "annotations": "both", "soft": False, "seed": 7, "device": "cpu", "minutes": 2.5,
+        "start_from": "none",
     }  # fmt: skip
     p.startFrom, p.lengthBy = str(a_teacher), "automatic"
     settings = tab.settings()
-    assert settings["start_from"] == str(a_teacher) and not {"student", "minutes", "epochs"} & set(settings)
+    assert settings["start_from"] == str(a_teacher) and "student" not in settings
+    assert settings["minutes"] == settings["epochs"] == "none"  # an earlier choice is taken back
 
 
 def test_each_design_is_offered_with_its_sentence(tab):
@@ -168,6 +170,49 @@ def test_a_finished_run_shows_the_curves_that_it_left(tab, wait_until):
     assert tab.panel.parameters.bundle == str(RunDirectory(tab.panel.parameters.distilRun).student)
 
 
+def test_following_a_run_twice_draws_and_tells_everything_once(tab, wait_until):
+    for_epochs(tab, 100000)
+    tab.ui.distilButton.click()
+    job = tab.panel.status.job
+    wait_until(lambda: tab.curves.tables and rows_of(tab.curves, "loss") >= 2, 60)
+    listeners = len(job.onEvent)
+    tab.ui.runsTable.selectRow(0)
+    tab.ui.followRunButton.click()
+    tab.ui.followRunButton.click()
+    assert len(job.onEvent) == listeners and rows_of(tab.curves, "loss") >= 2  # no point is lost
+    tab.ui.cancelButton.click()
+    wait_until(lambda: not job.running, 30)
+    epochs = [
+        tab.curves.tables["loss"].GetTable().GetValue(row, 0).ToDouble() for row in range(rows_of(tab.curves, "loss"))
+    ]
+    assert len(epochs) == len(set(epochs))
+
+
+def test_a_finished_run_is_not_trained_again_unasked(tab, wait_until, dialogs):
+    for_epochs(tab, 1)
+    tab.ui.distilButton.click()
+    wait_until(lambda: not tab.panel.status.job.running, 60)
+    tab.ui.distilButton.click()
+    assert "check Begin anew" in dialogs.shown[-1].text
+    tab.ui.restartCheckBox.checked = True
+    tab.ui.distilButton.click()
+    wait_until(lambda: not tab.panel.status.job.running, 60)
+    assert tab.panel.status.job.status == 0 and len(dialogs.shown) == 1
+
+
+def test_a_run_is_opened_for_review_from_the_table(tab):
+    tab.ui.runsTable.selectRow(0)
+    tab.ui.reviewRunButton.click()
+    assert tab.ui.tabs.currentIndex == 0 and tab.ui.casesTable.rowCount == 4
+
+
+def test_an_emptied_path_is_no_longer_used(tab, a_teacher):
+    tab.ui.startFromPath.currentPath = str(a_teacher)
+    assert tab.panel.parameters.startFrom == str(a_teacher)
+    tab.ui.startFromPath.currentPath = ""
+    assert tab.panel.parameters.startFrom == "" and tab.settings()["start_from"] == "none"
+
+
 def test_what_the_library_refuses_is_shown(tab, wait_until, dialogs):
     for_epochs(tab, 1)
     tab.panel.parameters.learnFrom = (
@@ -177,6 +222,7 @@ def test_what_the_library_refuses_is_shown(tab, wait_until, dialogs):
     tab.ui.distilButton.click()
     wait_until(lambda: not tab.panel.status.job.running, 60)
     assert tab.panel.status.job.status == 2
+    wait_until(lambda: dialogs.shown)
     assert [shown.kind for shown in dialogs.shown] == ["error"] and "is not a bundle" in dialogs.shown[0].text
 
 

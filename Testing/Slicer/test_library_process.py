@@ -131,12 +131,12 @@ def test_cancel_lets_the_step_end_in_order_and_leaves_no_process(a_training, wai
 
 @POSIX
 def test_a_step_that_does_not_answer_is_stopped_with_all_that_it_started(library, tmp_path, monkeypatch, wait_until):
-    from KnowledgeTransferSlicer import LibraryProcess
+    from KnowledgeTransferSlicer import Jobs
 
-    monkeypatch.setattr(LibraryProcess, "GRACE_S", 0.2)
-    monkeypatch.setattr(LibraryProcess, "GRACE_OF_SIGNAL_S", 0.3)
+    monkeypatch.setattr(Jobs, "GRACE_S", 0.2)
+    monkeypatch.setattr(Jobs, "GRACE_OF_SIGNAL_S", 0.3)
     monkeypatch.setattr(
-        LibraryProcess, "startChild",
+        Jobs, "startChild",
         lambda arguments, log: subprocess.Popen(
             [sys.executable, "-c", DEAF], stdout=open(log, "ab"), start_new_session=True  # noqa: SIM115
         ),
@@ -227,6 +227,47 @@ def test_the_warm_process_and_its_folder_are_gone_with_slicer(library, a_teacher
     processes, folder = family(library.warm.process.pid), library.warm.folder
     library.close()
     assert alive(processes) == [] and not folder.exists()
+
+
+def test_cancelling_a_request_that_waits_leaves_the_one_that_runs(
+    library, a_teacher, tmp_path, monkeypatch, wait_until
+):
+    from KnowledgeTransferSlicer import Jobs
+
+    monkeypatch.setattr(Jobs, "GRACE_S", 0.1)
+    runs = [RunDirectory(tmp_path / name).create() for name in ("first", "second")]
+    first = library.ask("phantom", runs[0], [tmp_path / "phantom", "--cases", "12"])
+    second = library.ask("segment", runs[1], [a_teacher, tmp_path / "phantom", tmp_path / "out", "--run", runs[1].path])
+    second.cancel()
+    wait_until(lambda: not first.running and not second.running, 90)
+    assert first.status == 0, first.error
+    assert second.status in (130, 2) and library.warm.exitStatus() is None
+
+
+def test_a_listener_may_start_and_wait_for_another_job(library, a_teacher, tmp_path):
+    run = RunDirectory(tmp_path / "run").create()
+    ends = []
+
+    def and_then(job):
+        ends.append(job.status)
+        ends.append(library.ask("describe", run, [a_teacher]).wait().status)
+
+    job = library.ask("describe", run, [a_teacher])
+    job.onFinished.append(and_then)
+    job.wait()
+    assert ends == [0, 0] and library.jobs == []
+
+
+def test_a_run_of_another_computer_gets_a_wish_but_no_signal(a_training, monkeypatch, wait_until):
+    from KnowledgeTransferSlicer import Jobs
+
+    job = Jobs.AttachedJob(a_training.run)
+    monkeypatch.setattr(Jobs.socket, "gethostname", lambda: "elsewhere")
+    job.stopProcesses(gently=False)
+    assert a_training.process.poll() is None
+    job.cancel()
+    assert a_training.run.cancel.exists() or a_training.process.poll() is not None
+    a_training.process.wait(timeout=30)
 
 
 def test_an_error_in_one_listener_reaches_slicer_and_stops_nothing(library, a_teacher, tmp_path, slot_errors):

@@ -35,7 +35,7 @@ def installers(monkeypatch, requirements, nothing_installed):
     asked = {}
 
     class Torch:
-        def installTorch(self, askConfirmation, torchVersionRequirement):
+        def installTorch(self, askConfirmation, torchVersionRequirement):  # noqa: N802 (Slicer's name)
             asked["torch"] = torchVersionRequirement
             nothing_installed.add("torch")
             return object()

@@ -90,10 +90,9 @@ def places_of_segment(segmentation, name) -> set:
 @pytest.mark.parametrize("under", UNDER)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_a_segmentation_made_of_the_exported_file_lies_on_the_volume(a_scan, tmp_path, geometry, under):
-    from KnowledgeTransferSlicer import SceneIO
-
     from KnowledgeTransferLib.learning.volume import read_image, write_annotation
     from KnowledgeTransferLib.records.labels import Labels
+    from KnowledgeTransferSlicer import SceneIO
 
     volume = a_scan(GEOMETRIES[geometry], UNDER[under])
     SceneIO.exportVolume(volume, tmp_path / "scan.nrrd")
@@ -118,10 +117,10 @@ def test_a_segmentation_made_of_the_exported_file_lies_on_the_volume(a_scan, tmp
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_a_segmentation_drawn_on_a_volume_comes_back_as_it_was(a_scan, tmp_path, geometry, under):
     import slicer
-    from KnowledgeTransferSlicer import SceneIO
 
     from KnowledgeTransferLib.learning.segments import labels_of_segmentation
     from KnowledgeTransferLib.learning.volume import read_annotation, read_image
+    from KnowledgeTransferSlicer import SceneIO
 
     volume = a_scan(GEOMETRIES[geometry], UNDER[under])
     drawn = drawn_on(
@@ -156,9 +155,8 @@ def drawn_on(volume, masks: dict):
 
 
 def test_where_segments_overlap_the_later_one_is_kept(a_scan, tmp_path):
-    from KnowledgeTransferSlicer import SceneIO
-
     from KnowledgeTransferLib.learning.volume import read_annotation
+    from KnowledgeTransferSlicer import SceneIO
 
     volume = a_scan(affine())
     mask = np.zeros((9, 12, 14), bool)
@@ -172,10 +170,10 @@ def test_where_segments_overlap_the_later_one_is_kept(a_scan, tmp_path):
 
 def test_names_colours_and_terminology_reach_the_scene(a_scan, tmp_path):
     import vtk
-    from KnowledgeTransferSlicer import SceneIO
 
     from KnowledgeTransferLib.learning.volume import read_image, write_annotation
     from KnowledgeTransferLib.records.labels import Labels
+    from KnowledgeTransferSlicer import SceneIO
 
     volume = a_scan(affine())
     SceneIO.exportVolume(volume, tmp_path / "scan.nrrd")
@@ -198,10 +196,10 @@ def test_names_colours_and_terminology_reach_the_scene(a_scan, tmp_path):
 
 def test_a_result_lies_beside_its_volume_in_the_subject_hierarchy(a_scan, tmp_path):
     import slicer
-    from KnowledgeTransferSlicer import SceneIO
 
     from KnowledgeTransferLib.learning.volume import write_annotation
     from KnowledgeTransferLib.records.labels import Labels
+    from KnowledgeTransferSlicer import SceneIO
 
     volume = a_scan(affine())
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
@@ -215,9 +213,9 @@ def test_a_result_lies_beside_its_volume_in_the_subject_hierarchy(a_scan, tmp_pa
 
 def test_an_uncertainty_map_lies_over_its_volume(a_scan, tmp_path):
     import slicer
-    from KnowledgeTransferSlicer import SceneIO
 
     from KnowledgeTransferLib.learning.volume import read_image, write_image
+    from KnowledgeTransferSlicer import SceneIO
 
     volume = a_scan(GEOMETRIES["oblique"], UNDER["a tilt"])
     SceneIO.exportVolume(volume, tmp_path / "scan.nrrd")
@@ -241,6 +239,7 @@ def test_file_names_are_made_of_node_names_without_clashes(a_scan):
 
 def test_what_cannot_be_segmented_is_refused_with_what_to_do(a_scan, a_volume):
     import slicer
+
     from KnowledgeTransferSlicer import SceneIO
 
     with pytest.raises(SceneIO.VolumeError, match="No volume is chosen"):
@@ -266,6 +265,7 @@ def test_what_cannot_be_segmented_is_refused_with_what_to_do(a_scan, a_volume):
 
 def test_a_volume_is_not_taken_for_another_with_the_same_id_in_the_next_scene(a_scan):
     import slicer
+
     from KnowledgeTransferSlicer import SceneIO
 
     volume = a_scan(affine())

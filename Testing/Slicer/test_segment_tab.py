@@ -69,9 +69,11 @@ def test_the_model_card_of_the_chosen_student_is_shown_and_recent_ones_are_liste
     import shutil
 
     import slicer
+
     from KnowledgeTransferSlicer.SegmentTab import RECENT
 
-    assert "liver" in tab.ui.modelCardText.plainText and "taught" in tab.ui.modelCardText.plainText
+    shown = tab.ui.modelCardText.plainText
+    assert shown.startswith("Segments liver") and "It learnt from" in shown[:300] and "mean Dice" in shown[:500]
     other = shutil.copytree(a_teacher, tmp_path / "other run" / "student")
     tab.choose(str(other))
     assert [tab.ui.bundleSelector.itemText(i) for i in range(2)] == ["other run", a_teacher.parent.name]
@@ -86,9 +88,11 @@ def test_a_damaged_student_is_explained(tab, a_teacher, a_scan, tmp_path, wait_u
     broken = shutil.copytree(a_teacher, tmp_path / "broken")
     (broken / "models" / "model.safetensors").write_bytes(b"0" * 100)
     tab.choose(str(broken))
+    assert "Cannot be used" in tab.ui.modelCardText.plainText and "damaged" in tab.ui.modelCardText.plainText
     tab.ui.segmentVolumesSelector.check(a_scan)
     tab.ui.segmentButton.click()
     wait_until(lambda: not tab.panel.status.job.running, 60)
+    wait_until(lambda: dialogs.shown)
     assert "changed or damaged" in dialogs.shown[-1].text
 
 

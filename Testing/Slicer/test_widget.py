@@ -80,6 +80,16 @@ def test_folders_and_device_are_kept_for_the_next_start(the_panel, ui, tmp_path)
     assert again.parameters.device == "cpu" and again.ui.deviceSelector.currentIndex == 3
 
 
+def test_a_developer_can_reload_the_module(the_panel):
+    import slicer
+
+    old = type(the_panel)
+    the_panel.onReload()
+    new = slicer.modules.KnowledgeTransferWidget
+    assert type(new) is not old and new.parameters is not None
+    new.enter()
+
+
 def test_nothing_is_made_on_disk_before_something_is_asked_for(the_panel, tmp_path):
     the_panel.ui.workingFolderPath.currentPath = str(tmp_path / "not there yet")
     the_panel.enter()
@@ -149,13 +159,12 @@ def test_the_sample_data_are_made_here_and_loaded(the_panel, tmp_path, monkeypat
     sample_data = ModuleType("SampleData")
     sample_data.SampleDataLogic = SimpleNamespace(registerCustomSampleDataSource=lambda **what: registered.update(what))
     monkeypatch.setitem(sys.modules, "SampleData", sample_data)
-    from KnowledgeTransferSlicer import SampleScans
-
     import KnowledgeTransfer
+    from KnowledgeTransferSlicer import SampleScans
 
     KnowledgeTransfer.registerSampleData()
     monkeypatch.setattr(SampleScans, "CASES", 2)
     the_panel.ui.workingFolderPath.currentPath = str(tmp_path)
     volume = registered["customDownloader"](None)
     assert volume.GetImageData() is not None
-    assert (tmp_path / "phantom with expert annotations" / "labels").is_dir()
+    assert (tmp_path / "phantom hospital A" / "labels").is_dir()

@@ -8,9 +8,10 @@ from torch import nn
 
 from ...records.students import Design, design_named
 from .inference import for_inference
+from .plain import plain
 from .unet import UNet
 
-__all__ = ["NETWORKS", "build_named_network", "build_network", "for_inference", "parameters_of"]
+__all__ = ["NETWORKS", "build_named_network", "build_network", "for_inference", "parameters_of", "plain"]
 
 
 def build_network(design: Design, dimensions: int, in_channels: int, classes: int) -> nn.Module:
@@ -46,6 +47,7 @@ def _dynunet(dimensions: int, in_channels: int, classes: int, channels: tuple[in
     # DynUNet registers every block twice. Its skip_layers stay usable, but their weights are counted and saved once.
     network.__dict__["skip_layers"] = network._modules.pop("skip_layers")
     network.total_stride = math.prod(strides)
+    network.margin = None  # its instance norms look at the whole image
     return network
 
 

@@ -30,7 +30,8 @@ class UNet(nn.Module):
         join: "concatenate" a skip with the transposed convolution of the level below, or "add" it to the repeated
             voxels of the level below, which halves the work of the decoder.
 
-    Every size must be divisible by `total_stride`.
+    Every size must be divisible by `total_stride`. `margin` says how far beyond a region its classes depend on the
+    image (None: on the whole image, through a norm).
     """
 
     def __init__(  # noqa: PLR0913 (a network in numbers)
@@ -40,7 +41,9 @@ class UNet(nn.Module):
         super().__init__()
         conv, transposed = LAYERS[dimensions][:2]
         self.stem = stem
+        self.dimensions = dimensions
         self.total_stride = stem * 2 ** (len(channels) - 1)
+        self.margin = _margin(len(channels), convolutions, stem, down) if norm == "batch" else None
         block = stem**dimensions
         inputs = (in_channels * block, *channels[:-1])
         self.encoder = nn.ModuleList(
@@ -99,6 +102,24 @@ def depth_to_space(x: torch.Tensor, factor: int) -> torch.Tensor:
     x = x.reshape(batch, channels // factor**n, *[factor] * n, *size)
     x = x.permute(0, 1, *(axis for i in range(n) for axis in (2 + n + i, 2 + i)))
     return x.reshape(batch, channels // factor**n, *(length * factor for length in size))
+
+
+def _margin(levels: int, convolutions: int, stem: int, down: str) -> int:
+    """How far beyond a region, whose ends are multiples of the total stride, its classes depend on the image.
+
+    In voxels, a multiple of the total stride; counted for one voxel more than the region, which interpolation needs.
+    """
+    strides, reach = [stem * 2**level for level in range(levels)], 1
+    for stride in strides[:-1]:  # decoder, from fine to coarse
+        reach = _outward(reach, stride) + convolutions * stride
+    for level in range(levels - 1, -1, -1):  # encoder, from coarse to fine
+        first = strides[level - 1] if level and down == "stride" else strides[level]  # it looks at the finer grid
+        reach = _outward(reach, strides[level]) + (convolutions - 1) * strides[level] + first
+    return _outward(reach, strides[-1])
+
+
+def _outward(length: int, step: int) -> int:
+    return -(-length // step) * step
 
 
 def _level(dimensions: int, before: int, width: int, convolutions: int, down: str, norm: str) -> nn.Sequential:

@@ -30,8 +30,17 @@ class ctkPathLineEdit(QWidget):
         layout.setSpacing(0)
         layout.addWidget(self._combo, 1)
         layout.addWidget(self._button)
-        self._combo.lineEdit().textChanged.connect(self.currentPathChanged)
+        self._valid = None
+        self._combo.lineEdit().textChanged.connect(self._tell)
         self._button.clicked.connect(self.browse)
+
+    def _tell(self, path):
+        """As in CTK, an empty path is told as invalid input alone."""
+        if self._valid != bool(path):
+            self._valid = bool(path)
+            self.validInputChanged.emit(self._valid)
+        if path:
+            self.currentPathChanged.emit(path)
 
     def setCurrentPath(self, path):
         self._combo.lineEdit().setText(path)

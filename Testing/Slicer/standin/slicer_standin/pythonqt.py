@@ -21,8 +21,9 @@ from PySide6 import QtCore, QtGui, QtNetwork, QtSvg, QtWidgets  # noqa: E402
 QObject = QtCore.QObject
 # Not in PythonQt, or replaced by a class of ours
 _LEFT_OUT = {"Signal", "Slot", "Property", "ClassInfo", "QUiLoader"}
-# C++ calls the readers of these, and Shiboken would find our attribute in place of the method
-_VIRTUAL = {"sizeHint", "minimumSizeHint", "spacing"}
+# C++ calls the readers of these, and Shiboken would find our attribute in place of the method; of a timer's singleShot
+# the static method is wanted
+_VIRTUAL = {"sizeHint", "minimumSizeHint", "spacing", "singleShot"}
 _patched: list[type] = []
 _connections: dict[tuple[int, str], list] = {}
 

@@ -1,0 +1,171 @@
+"""Jobs: a step of the library that runs in another process, whoever started it: events, the end, three ways to stop."""
+
+import contextlib
+import shutil
+import socket
+import sys
+import time
+
+import slicer
+
+from KnowledgeTransferLib.records.jobs import state_of
+
+from .ChildProcess import Tail, killGroup, lastWords, startChild, stopTree
+
+GRACE_S = 10  # a step that was asked to stop ends at the next iteration; after that its processes are stopped
+GRACE_OF_SIGNAL_S = 5
+LOOK_S = 0.5  # between two looks at whether a run of another process still goes on
+STOPPED = 130  # the exit status of a step that the user stopped
+
+
+class Job:
+    """One step of the library that runs somewhere. `status` is None while it runs, then the step's exit status."""
+
+    def __init__(self, step, run, tail):
+        self.step, self.run, self.tail = step, run, tail
+        self.log = run.log
+        self.status = None
+        self.error = ""
+        self.problems = []
+        self.result = {}  # the event `done`
+        self.onEvent = []
+        self.onFinished = []
+        self.cancelAsked = None
+        self.temporary = False  # whether the run directory is removed at the end
+        self._signals = 0
+        self._polling = False
+
+    @property
+    def running(self):
+        return self.status is None
+
+    def cancel(self):
+        """Ask the step to stop; what does not follow within seconds is stopped with all its processes."""
+        if self.running and self.cancelAsked is None:
+            self.cancelAsked = time.monotonic()
+            with contextlib.suppress(OSError):
+                self.run.cancel.touch()
+
+    def wait(self):
+        """Let Slicer's event loop go on until the step has ended; returns the job.
+
+        Raises:
+            RuntimeError: it failed or was stopped.
+        """
+        while self.running:
+            slicer.app.processEvents()
+            time.sleep(0.005)
+        if self.status not in (0, 1):
+            raise RuntimeError(self.error or f"{self.step} was stopped")
+        return self
+
+    def poll(self):
+        """Take in what is new; to be called often. True while the job runs."""
+        if self._polling or not self.running:  # a listener lets the event loop go on, in a dialog for one
+            return self.running
+        self._polling = True
+        try:
+            self._look()
+        finally:
+            self._polling = False
+        return self.running
+
+    def _look(self):
+        ended = self.exitStatus()  # first, so that nothing is written after the last look
+        while events := self.tail.read():
+            for event in events:
+                self.take(event)
+            if ended is None:
+                break
+        if ended is not None:
+            self._finish(ended)
+        elif self.cancelAsked is not None:
+            self._enforce(time.monotonic() - self.cancelAsked)
+
+    def take(self, event):
+        kind = event["event"]
+        if kind == "error":
+            self.error = event.get("text", "")
+        elif kind == "problem":
+            self.problems.append({"case": event.get("case", ""), "message": event.get("text", "")})
+        elif kind == "done":
+            self.result = event
+        tell(self.onEvent, event)
+
+    def _finish(self, status):
+        self.killLeftovers()
+        self.status = STOPPED if self.cancelAsked is not None and status not in (0, 1, 2) else status
+        if self.status not in (0, 1, STOPPED) and not self.error:
+            said = lastWords(self.log)
+            self.error = f"The process of {self.step} ended unexpectedly (status {status}){said}; see {self.log}"
+        self.removeTemporary()
+        tell(self.onFinished, self)
+
+    def removeTemporary(self):
+        if self.temporary:
+            shutil.rmtree(self.run.path, ignore_errors=True)
+
+    def _enforce(self, seconds):
+        due = 0 if seconds < GRACE_S else 1 if seconds < GRACE_S + GRACE_OF_SIGNAL_S else 2
+        if due > self._signals:
+            self._signals = due
+            self.stopProcesses(gently=due == 1)
+
+    def exitStatus(self):
+        """None while the step runs."""
+        raise NotImplementedError
+
+    def stopProcesses(self, gently):
+        raise NotImplementedError
+
+    def killLeftovers(self):
+        """Processes that the step left behind."""
+
+
+class OwnJob(Job):
+    """A step in a process of its own that this Slicer started; it goes on when Slicer is closed."""
+
+    def __init__(self, step, run, arguments):
+        super().__init__(step, run, Tail(run.log))
+        self.process = startChild([step, *arguments], run.log)
+
+    def exitStatus(self):
+        return self.process.poll()
+
+    def stopProcesses(self, gently):
+        stopTree(self.process.pid, gently)
+
+    def killLeftovers(self):
+        killGroup(self.process.pid)
+
+
+class AttachedJob(Job):
+    """A step that another process started: an earlier Slicer, or a shell."""
+
+    def __init__(self, run):
+        state = state_of(run.path)
+        super().__init__(state.step, run, Tail(run.events))
+        self._state, self._looked = state, time.monotonic()
+
+    def exitStatus(self):
+        if time.monotonic() - self._looked < LOOK_S:  # it may lie on a slow network drive
+            return None
+        self._looked, state = time.monotonic(), state_of(self.run.path)
+        if state is not None and state.state == "running":
+            self._state = state
+            return None
+        return {"done": 0, "cancelled": STOPPED, "failed": 2}.get(state.state if state else "", -1)
+
+    def stopProcesses(self, gently):
+        """Of another computer's run only the file `cancel` can be written."""
+        if self._state.host == socket.gethostname() and self._state.pid:
+            stopTree(self._state.pid, gently)
+
+
+def tell(listeners, subject):
+    """Call each listener; the error of one is shown as Slicer shows errors of slots, and the others are called."""
+    for listener in list(listeners):
+        try:
+            listener(subject)
+        except Exception:
+            sys.excepthook(*sys.exc_info())

@@ -1,0 +1,114 @@
+"""SceneRuns: volumes and segmentations of the scene into a run directory, and a run's results back into the scene."""
+
+import contextlib
+import filecmp
+import itertools
+import os
+import shutil
+import time
+from pathlib import Path
+
+import slicer
+
+from . import SceneIO
+
+SCENE = "scene:"  # in place of a teacher's path: the segmentation nodes of the scene
+PSEUDO = "pseudo-annotation"
+SCANS = "scans"  # folder in a run that keeps loaded volumes
+DRAWN = "segmentations_of_the_scene"  # folder in a run that keeps what was drawn on them
+
+
+@contextlib.contextmanager
+def exported(volumes, run):
+    """Write the volumes into the run; gives case id -> volume. When the job then cannot start, they are removed."""
+    cases, made, folder = {}, [], run.path / SCANS
+    new = folder / ".partial-scan.nrrd"
+    try:
+        for name, volume in zip(SceneIO.caseIds(volumes), volumes, strict=True):
+            SceneIO.exportVolume(volume, new)
+            case = _caseFor(new, name, folder)
+            scan = folder / f"{case}.nrrd"
+            made += [] if scan.exists() else [scan]
+            os.replace(new, scan)
+            cases[case] = volume
+        yield cases
+    except BaseException:
+        for scan in made:
+            scan.unlink(missing_ok=True)
+        raise
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _caseFor(new, name, folder):
+    """The id under which the same scan is there already, else one that no other scan has."""
+    for number in itertools.count(1):
+        case = name if number == 1 else f"{name} {number}"
+        there = folder / f"{case}.nrrd"
+        if not there.exists() or filecmp.cmp(new, there, shallow=False):
+            return case
+
+
+def withScene(weights, run, cases):
+    """Teachers with paths, and hints: the segmentations of the scene are written to a folder first."""
+    if SCENE not in weights:
+        return weights, []
+    folder, hints = run.path / DRAWN, []
+    drawn = {case: segmentationOf(volume) for case, volume in cases.items()}
+    if not any(drawn.values()):
+        raise ValueError("No segmentation in the scene belongs to the chosen volumes; remove it from the teachers")
+    for case, segmentation in drawn.items():
+        if segmentation is not None:
+            hints.append(SceneIO.exportSegmentation(segmentation, cases[case], folder / f"{case}.seg.nrrd"))
+    weights = {str(folder) if path == SCENE else path: weight for path, weight in weights.items()}
+    return weights, [*filter(None, hints)]
+
+
+def segmentationOf(volume):
+    """The segmentation node that was drawn on a volume, the newest one; None where there is none."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
+    own = [n for n in nodes if n.GetNodeReferenceID(role) == volume.GetID() and PSEUDO not in n.GetName()]
+    return own[-1] if own else None
+
+
+def showSegmentation(job, cases, event):
+    volume = cases.get(event.get("case"))
+    if event["event"] == "case" and volume is not None:
+        node = _show(job, volume, event["file"], "segmentation", SceneIO.loadSegmentation)
+        if node is not None:
+            SceneIO.setVolumesMl(node, event.get("volumes_ml", {}))
+
+
+def showAnnotation(job, cases, event, uncertainty):
+    volume = cases.get(event.get("case"))  # the run may hold scans of an earlier start, too
+    if event["event"] == "case" and volume is not None:
+        _showCase(job, event["case"], volume, event.get("volumes_ml", {}), uncertainty)
+    elif event["event"] == "done":
+        for case, volume in cases.items():  # those that an earlier start has annotated
+            if case not in job.shown and job.run.pseudo_annotation(case).is_file():
+                _showCase(job, case, volume, {}, uncertainty)
+
+
+def _showCase(job, case, volume, volumesMl, uncertainty):
+    job.shown.add(case)
+    node = _show(job, volume, job.run.pseudo_annotation(case), PSEUDO, SceneIO.loadSegmentation)
+    if node is not None:
+        SceneIO.setVolumesMl(node, volumesMl)
+        job.pairs[case] = (volume, node)
+    if uncertainty:
+        _show(job, volume, job.run.uncertainty_map(case), "uncertainty", SceneIO.loadUncertainty)
+
+
+def _show(job, volume, file, name, load):
+    """Bring a result into the scene; when its volume is gone, keep the file where the user finds it (None)."""
+    if SceneIO.isInScene(volume):
+        job.nodes.append(load(file, volume, f"{volume.GetName()} {name}"))
+        return job.nodes[-1]
+    kept = Path(file)
+    if job.temporary:
+        kept = Path.home() / "KnowledgeTransfer" / "results" / f"{time.strftime('%Y-%m-%d %H.%M.%S')} {kept.name}"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, kept)
+    job.lost.append(f"The scan of {Path(file).name} is no longer in the scene; its result is {kept}")
+    return None

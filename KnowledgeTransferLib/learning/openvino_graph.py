@@ -1,0 +1,124 @@
+"""OpenVINO graph: a plain network layer by layer in OpenVINO's operations; needs neither ONNX nor a conversion tool.
+
+The layers are those of our student designs. OpenVINO's own converter would do as well, but takes a second to load.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
+INSTANCE_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
+POOLS = (nn.MaxPool2d, nn.MaxPool3d)
+NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d)
+
+
+def import_openvino():
+    """OpenVINO without its telemetry: the package that would open a connection is not found by it."""
+    sys.modules.setdefault("openvino_telemetry", None)
+    import openvino
+
+    return openvino
+
+
+def openvino_model(network: nn.Module, dimensions: int, in_channels: int):
+    """An openvino.Model of any size, from images `(B, C, *size)` to logits.
+
+    Raises:
+        NotImplementedError: the network has a layer that is not among ours.
+    """
+    ov = import_openvino()
+    shape = ov.PartialShape([-1, in_channels, *[-1] * dimensions])
+    image = ov.opset13.parameter(shape, np.float32, name="image")
+    builder = _Builder(network, ov.opset13)
+    logits = builder.build(image)
+    result = ov.opset13.result(logits, name="logits")
+    logits.output(0).set_names({"logits"})
+    image.output(0).set_names({"image"})
+    return ov.Model([result], [image], "student")
+
+
+class _Builder:
+    """Walks through what torch.fx records of a network."""
+
+    def __init__(self, network: nn.Module, opset):
+        self.network, self.o = network, opset
+        self.layers = dict(network.named_modules())
+
+    def build(self, image):
+        found = {}
+        for node in fx.symbolic_trace(self.network).graph.nodes:
+            if node.op == "placeholder":
+                found[node] = image
+            elif node.op == "output":
+                return found[node.args[0]]
+            elif node.op == "call_module":
+                found[node] = self.layer(self.layers[node.target], found[node.args[0]])
+            else:
+                found[node] = self.function(node, found)
+        raise NotImplementedError("the network has no output")
+
+    def layer(self, layer: nn.Module, x):
+        for kinds, make in (
+            (CONVOLUTIONS, self.convolution), (TRANSPOSED, self.transposed), (INSTANCE_NORMS, self.instance_norm),
+            (POOLS, self.max_pool), (nn.Upsample, self.upsample), (NOTHING, lambda layer, x: x),
+            (nn.ReLU, lambda layer, x: self.o.relu(x)),
+            (nn.LeakyReLU, lambda layer, x: self.o.prelu(x, np.float32(layer.negative_slope))),
+        ):  # fmt: skip
+            if isinstance(layer, kinds):
+                return make(layer, x)
+        raise NotImplementedError(f"a layer of type {type(layer).__name__} is not known")
+
+    def function(self, node: fx.Node, found: dict):
+        if node.target in (operator.add, torch.add):
+            return self.o.add(*(found[n] for n in node.args))
+        if node.target is torch.cat:
+            axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+            return self.o.concat([found[n] for n in node.args[0]], axis)
+        raise NotImplementedError(f"the operation {node.target} is not known")
+
+    def convolution(self, layer, x):
+        padding = list(layer.padding)
+        y = self.o.convolution(x, _values(layer.weight), list(layer.stride), padding, padding, list(layer.dilation))
+        return self._with_bias(y, layer.bias)
+
+    def transposed(self, layer, x):
+        padding = list(layer.padding)
+        y = self.o.convolution_backprop_data(
+            x, _values(layer.weight), list(layer.stride), None, padding, padding, list(layer.dilation),
+            output_padding=list(layer.output_padding),
+        )  # fmt: skip
+        return self._with_bias(y, layer.bias)
+
+    def instance_norm(self, layer, x):
+        axes = np.arange(2, layer.weight.dim() + 3 if isinstance(layer, nn.InstanceNorm2d) else 5, dtype=np.int64)
+        y = self.o.mvn(x, axes, True, layer.eps, "INSIDE_SQRT")
+        shape = (1, -1, *[1] * len(axes))
+        return self.o.add(self.o.multiply(y, _values(layer.weight).reshape(shape)), _values(layer.bias).reshape(shape))
+
+    def max_pool(self, layer, x):
+        n = 2 if isinstance(layer, nn.MaxPool2d) else 3
+        return self.o.max_pool(x, [2] * n, [1] * n, [0] * n, [0] * n, [2] * n).output(0)
+
+    def upsample(self, layer, x):
+        axes = np.arange(2, x.get_output_partial_shape(0).rank.get_length(), dtype=np.int64)
+        scales = np.full(len(axes), layer.scale_factor, np.float32)
+        return self.o.interpolate(
+            x, scales, "nearest", "scales", axes=axes, coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+        )
+
+    def _with_bias(self, y, bias):
+        if bias is None:
+            return y
+        n = y.get_output_partial_shape(0).rank.get_length() - 2
+        return self.o.add(y, _values(bias).reshape(1, -1, *[1] * n))
+
+
+def _values(parameter: torch.Tensor) -> np.ndarray:
+    return parameter.detach().numpy()

@@ -1,0 +1,268 @@
+"""CT: the sides of the benchmark on a whole CT, from file to file; `sides.py` runs them in processes of their own."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SHAPE, SPACING_MM, OWN_SPACING_MM = (512, 512, 215), (0.8, 0.8, 2.5), (2.5, 2.5, 2.5)
+STRUCTURES, STEPS, PATCH, BATCH, REPEATS = 13, 400, 32, 8, 3
+GREY = np.linspace(-150, 450, STRUCTURES + 1)  # Hounsfield units of tissue and each structure
+
+
+def ct_make(data: Path, work: Path) -> dict:
+    """A CT with smooth organ-like regions as .nii.gz, and a `tiny` student that learnt to find them."""
+    from KnowledgeTransferLib.learning.volume import write_image
+
+    classes = organs(SHAPE, SPACING_MM)
+    noise = np.random.default_rng(0).normal(0, 20, SHAPE).astype(np.float32)
+    ct = np.where(classes == 255, -1000, GREY.astype(np.float32)[classes % 255]) + noise
+    write_image(work / "ct" / "ct.nii.gz", np.asfortranarray(ct.astype(np.int16)), np.diag([*SPACING_MM, 1.0]))
+    return {"dice": learn(work)}
+
+
+def organs(shape, spacing_mm) -> np.ndarray:
+    """`(I, J, K)` uint8: 255 air, 0 tissue, 1.. ellipsoids of 30 to 75 mm radius that bend smoothly."""
+    rng = np.random.default_rng(1)
+    i, j, k = (np.arange(n, dtype=np.float32) * s for n, s in zip(shape, spacing_mm, strict=True))
+    i, j, k = i[:, None, None], j[None, :, None], k[None, None, :]
+    middle = [n * s / 2 for n, s in zip(shape, spacing_mm, strict=True)]
+    result = np.where(((i - middle[0]) / 190) ** 2 + ((j - middle[1]) / 150) ** 2 + 0 * k < 1, 0, 255).astype(np.uint8)
+    for value in range(1, STRUCTURES + 1):
+        at = [m + rng.uniform(-0.55, 0.55) * m * f for m, f in zip(middle, (0.8, 0.6, 1.4), strict=True)]
+        radius = rng.uniform(30, 75, 3)
+        bend = 6 * np.sin(k / 30 + value)
+        inside = ((i - at[0] - bend) / radius[0]) ** 2 + ((j - at[1]) / radius[1]) ** 2 + (
+            (k - at[2]) / radius[2]
+        ) ** 2 < 1
+        result[inside & (result == 0)] = value
+    return result
+
+
+def learn(work: Path) -> float:
+    """Train a student at 2.5 mm for a minute; returns its mean Dice on the CT."""
+    from KnowledgeTransferLib.learning.networks import build_named_network
+    from KnowledgeTransferLib.learning.preprocessing import Normalisation, Preprocessing
+    from KnowledgeTransferLib.learning.student import Student, save_student
+    from KnowledgeTransferLib.learning.volume import read_image
+    from KnowledgeTransferLib.records.labels import Labels
+    from KnowledgeTransferLib.records.students import design_named
+
+    torch.manual_seed(0)
+    preprocessing = Preprocessing(3, OWN_SPACING_MM, (Normalisation("ct", -300, 600, 100, 200),))
+    image, _ = preprocessing.prepare(read_image(work / "ct" / "ct.nii.gz"))
+    truth = torch.from_numpy(
+        organs(image.shape[1:], [n * s / m for n, s, m in zip(SHAPE, SPACING_MM, image.shape[1:], strict=True)]) % 255
+    ).long()
+    network = build_named_network("tiny", 3, 1, STRUCTURES + 1)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-2, STEPS)
+    places, shares = truth.nonzero(), torch.bincount(truth.ravel()) / truth.numel()
+    for _ in range(STEPS):
+        anywhere = torch.stack([torch.randint(0, n, (BATCH // 2,)) for n in truth.shape], 1)
+        centres = torch.cat([anywhere, places[torch.randint(0, len(places), (BATCH // 2,))]]).tolist()
+        parts = [_around(centre, truth.shape) for centre in centres]
+        logits = network(torch.stack([image[(slice(None), *part)] for part in parts]))
+        loss = torch.nn.functional.cross_entropy(logits, torch.stack([truth[part] for part in parts]), shares.rsqrt())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    labels = Labels.from_names({value: f"organ {value}" for value in range(1, STRUCTURES + 1)})
+    student = Student(network.eval(), design_named("tiny"), labels, preprocessing)
+    save_student(student, work / "ct" / "student")
+    found = np.concatenate([m.argmax(0).numpy().ravel() for _, _, m in _maps(student, image)])
+    truth = truth.numpy().ravel()
+    return float(
+        np.mean(
+            [
+                2 * np.sum((found == v) & (truth == v)) / (np.sum(found == v) + np.sum(truth == v))
+                for v in range(1, STRUCTURES + 1)
+            ]
+        )
+    )
+
+
+def _around(centre, shape) -> tuple[slice, ...]:
+    at = [min(max(0, c - PATCH // 2), n - PATCH) for c, n in zip(centre, shape, strict=True)]
+    return tuple(slice(a, a + PATCH) for a in at)
+
+
+def ct_ours(data: Path, work: Path, backend: str, gib: str = "") -> dict:
+    """`segment`, several times in one process: the first is cold, the best of the others warm."""
+    from KnowledgeTransferLib.learning.backends import Runner
+    from KnowledgeTransferLib.learning.student import How
+    from KnowledgeTransferLib.steps.segment import segment
+
+    network_s, call = [], Runner.__call__
+
+    def timed(self, batch):
+        began = time.perf_counter()
+        result = call(self, batch)
+        network_s[-1] += time.perf_counter() - began
+        return result
+
+    Runner.__call__ = timed
+    how, times = How(backend, most_bytes=int(float(gib) * 2**30) if gib else None), []
+    for _ in range(REPEATS + 1):
+        network_s.append(0.0)
+        began = time.perf_counter()
+        segment(
+            work / "ct" / "student",
+            [work / "ct" / "ct.nii.gz"],
+            work / "ct" / f"{backend}.nii.gz",
+            overwrite=True,
+            device="cpu",
+            how=how,
+        )
+        times.append(time.perf_counter() - began)
+    best = int(np.argmin(times[1:])) + 1
+    return {"cold_s": times[0], "s": times[best], "network_s": network_s[best], "peak_mib": peak_mib()}
+
+
+def ct_monai(data: Path, work: Path) -> dict:
+    """The usual MONAI pipeline with the same network, once."""
+    from monai import transforms as t
+    from monai.inferers import sliding_window_inference
+
+    from KnowledgeTransferLib.learning.student import load_student
+
+    student = load_student(work / "ct" / "student")
+    network, grey = student.network.eval(), student.preprocessing.normalisation[0]
+    before = t.Compose([
+        t.LoadImaged("image", ensure_channel_first=True), t.Orientationd("image", "RAS"),
+        t.Spacingd("image", OWN_SPACING_MM, mode="bilinear"),
+        t.ScaleIntensityRanged("image", grey.low, grey.high, (grey.low - grey.mean) / grey.deviation,
+                               (grey.high - grey.mean) / grey.deviation, clip=True),
+    ])  # fmt: skip
+    after = t.Compose([
+        t.Invertd("pred", before, orig_keys="image", nearest_interp=False), t.AsDiscreted("pred", argmax=True),
+        t.SaveImaged("pred", output_dir=work / "ct" / "monai", output_postfix="", separate_folder=False, print_log=False, output_dtype=np.uint8),
+    ])  # fmt: skip
+    began = time.perf_counter()
+    item = before({"image": str(work / "ct" / "ct.nii.gz")})
+    with torch.no_grad():
+        item["pred"] = sliding_window_inference(item["image"][None], (96, 96, 96), 4, network, overlap=0.25)[0]
+    after(item)
+    return {"s": time.perf_counter() - began, "peak_mib": peak_mib()}
+
+
+def ct_differences(data: Path, work: Path) -> dict:
+    """Voxels that differ from the dense computation (same class maps, every voxel interpolated), and between sides."""
+    import nibabel
+
+    from KnowledgeTransferLib.learning.student import load_student
+    from KnowledgeTransferLib.learning.volume import read_image
+    from KnowledgeTransferLib.learning.way_back import WayBack
+
+    student = load_student(work / "ct" / "student")
+    image, grid = student.preprocessing.prepare(read_image(work / "ct" / "ct.nii.gz"))
+    decisions, seconds = [], []
+    for margin in (1e-4, np.inf):
+        maps = list(_maps(student, image))
+        began = time.perf_counter()
+        back = WayBack(grid.shape, grid.axes, grid.flipped, tuple(image.shape[1:]), student.labels.values, margin)
+        for start, stop, block in maps:
+            back.put(block, start, stop, logits=True)
+        decisions.append(back.decision)
+        seconds.append(time.perf_counter() - began)
+    files = {
+        name: np.asarray(nibabel.load(work / "ct" / f"{name}.nii.gz").dataobj)
+        for name in ("torch", "openvino", "onnxruntime")
+    }
+    monai = np.asarray(nibabel.load(work / "ct" / "monai" / "ct.nii.gz").dataobj)
+    return {
+        "dense": int((decisions[0] != decisions[1]).sum()), "sparse_s": seconds[0], "dense_s": seconds[1],
+        "voxels": int(decisions[0].size), "classes": len(np.unique(decisions[0])),
+        "openvino": float((files["openvino"] != files["torch"]).mean()),
+        "onnxruntime": float((files["onnxruntime"] != files["torch"]).mean()),
+        "monai": float((monai != files["torch"]).mean()),
+    }  # fmt: skip
+
+
+def growth_of_segment(data: Path, work: Path, edge: str, structures: str) -> dict:
+    """Time and peak memory of one `student.segment` of a cube at 1 mm, of a student at 1.5 mm."""
+    from KnowledgeTransferLib.learning.networks import build_named_network
+    from KnowledgeTransferLib.learning.preprocessing import Normalisation, Preprocessing
+    from KnowledgeTransferLib.learning.student import Student
+    from KnowledgeTransferLib.learning.volume import Volume
+    from KnowledgeTransferLib.records.labels import Labels
+    from KnowledgeTransferLib.records.students import design_named
+
+    torch.manual_seed(0)
+    labels = Labels.from_names({value: f"organ {value}" for value in range(1, int(structures) + 1)})
+    network = build_named_network("tiny", 3, 1, labels.channels).eval()
+    student = Student(
+        network, design_named("tiny"), labels, Preprocessing(3, (1.5,) * 3, (Normalisation("ct", -1000, 1000, 0, 300),))
+    )
+    n = int(edge)
+    smooth = torch.randn(1, 1, 6, 6, 6, generator=torch.Generator().manual_seed(0)) * 300
+    array = torch.nn.functional.interpolate(smooth, (n, n, n), mode="trilinear")[0].to(torch.int16).numpy()
+    volume, times = Volume(array, np.eye(4)), []
+    for _ in range(3):
+        began = time.perf_counter()
+        student.segment(volume)
+        times.append(time.perf_counter() - began)
+    return {"s": min(times), "peak_mib": peak_mib()}
+
+
+def rate(data: Path, work: Path) -> dict:
+    """GFLOP/s of `tiny` on the CT in each backend, and of a large matrix product on the same cores."""
+    from KnowledgeTransferLib.learning.backends import BACKENDS, is_there, open_backend
+    from KnowledgeTransferLib.learning.networks import plain
+    from KnowledgeTransferLib.learning.student import load_student
+
+    student = load_student(work / "ct" / "student")
+    image = torch.randn(1, 1, 168, 168, 216)
+    work_done = flops(plain(student.network), image.shape)
+    a = torch.randn(4096, 4096)
+    found = {"matrix": 2 * 4096**3 / best_s(lambda: a @ a) / 1e9}
+    for name in ("torch", "openvino", "onnxruntime"):
+        if is_there(name) and name in BACKENDS:
+            runner = open_backend(student, name)
+            found[name] = work_done / best_s(lambda runner=runner: runner(image)) / 1e9
+    return found
+
+
+def flops(network: torch.nn.Module, shape) -> float:
+    """Multiplications and additions of the convolutions for an image of that shape."""
+    total = []
+
+    def count(layer, inputs, output):
+        voxels = output[0, 0].numel() if not isinstance(layer, torch.nn.ConvTranspose3d) else inputs[0][0, 0].numel()
+        total.append(2.0 * layer.weight.numel() * voxels)
+
+    handles = [
+        m.register_forward_hook(count)
+        for m in network.modules()
+        if isinstance(m, (torch.nn.Conv3d, torch.nn.ConvTranspose3d))
+    ]
+    with torch.inference_mode():
+        network(torch.zeros(1, 1, *[n // 4 // 8 * 8 for n in shape[2:]]))
+    for handle in handles:
+        handle.remove()
+    return sum(total) * np.prod(shape[2:]) / np.prod([n // 4 // 8 * 8 for n in shape[2:]])
+
+
+def best_s(function, repeats: int = 4) -> float:
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def peak_mib() -> float:
+    """Of this process alone; Linux lets a child begin with its parent's ru_maxrss."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[1]) / 1024
+
+
+def _maps(student, image):
+    from KnowledgeTransferLib.learning.predictor import class_maps
+
+    return class_maps(student.runner, image, 3, 10**9)

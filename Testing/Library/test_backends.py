@@ -1,0 +1,164 @@
+"""Every backend gives the classes of the plain network; one that is absent says what to install."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from KnowledgeTransferLib.learning import backends
+from KnowledgeTransferLib.learning.backends import BACKENDS, onnx_bytes, open_backend
+from KnowledgeTransferLib.learning.networks import build_network, plain
+from KnowledgeTransferLib.learning.preprocessing import Normalisation, Preprocessing
+from KnowledgeTransferLib.learning.student import Student
+from KnowledgeTransferLib.records.labels import Labels
+from KnowledgeTransferLib.records.students import STUDENTS, design_named
+
+LABELS = Labels.from_names({1: "liver", 2: "spleen"})
+DESIGNS = pytest.mark.parametrize("design", list(STUDENTS))
+DIMENSIONS = pytest.mark.parametrize("dimensions", [2, 3])
+
+
+def a_student(design: str = "tiny", dimensions: int = 3, channels: int = 1) -> Student:
+    """With made-up statistics of its batch norms and different biases in the head."""
+    torch.manual_seed(0)
+    network = build_network(design_named(design), dimensions, channels, LABELS.channels)
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    preprocessing = Preprocessing(dimensions, (1.0, 1.0, 1.0), (Normalisation("z-score"),) * channels)
+    return Student(network.eval(), design_named(design), LABELS, preprocessing)
+
+
+def an_image(student: Student, batch: int = 1, units: int = 3) -> torch.Tensor:
+    n, stride = student.preprocessing.dimensions, student.network.total_stride
+    size = [stride * (units + axis) for axis in range(n)]
+    return torch.randn(batch, student.preprocessing.channels, *size, generator=torch.Generator().manual_seed(1))
+
+
+@torch.inference_mode()
+def expected(student: Student, image: torch.Tensor) -> torch.Tensor:
+    return student.network(image)
+
+
+def skip_where_absent(name: str) -> None:
+    if not backends.is_there(name):
+        pytest.skip(f"{name} is not installed")
+
+
+@DESIGNS
+@DIMENSIONS
+def test_the_plain_network_computes_the_same(design, dimensions):
+    student = a_student(design, dimensions, channels=2)
+    image = an_image(student, batch=2)
+    with torch.inference_mode():
+        found = plain(student.network)(image)
+    torch.testing.assert_close(found, expected(student, image), rtol=0, atol=1e-5)
+
+
+def test_the_plain_network_is_a_copy_of_standard_layers():
+    student = a_student("tiny")
+    before = {name: value.clone() for name, value in student.network.state_dict().items()}
+    kinds = {type(module).__name__ for module in plain(student.network).modules()}
+    assert kinds <= {"UNet", "ModuleList", "Sequential", "Conv3d", "ReLU", "Upsample", "ConvTranspose3d"}
+    after = student.network.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "torchscript"])
+@DESIGNS
+@DIMENSIONS
+def test_a_backend_gives_the_same_labels(name, design, dimensions):
+    skip_where_absent(name)
+    student = a_student(design, dimensions)
+    runner = open_backend(student, name)
+    for image in (an_image(student, units=2), an_image(student, 2 if dimensions == 2 else 1, units=3)):
+        found, wanted = runner(image), expected(student, image)
+        assert found.dtype == torch.float32 and found.shape == wanted.shape
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+        assert (found.argmax(1) != wanted.argmax(1)).float().mean() <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_bfloat16_is_close(name):
+    skip_where_absent(name)
+    student = a_student("small")
+    image = an_image(student)
+    found, wanted = open_backend(student, name, "bf16")(image), expected(student, image)
+    assert found.dtype == torch.float32
+    assert (found.argmax(1) != wanted.argmax(1)).float().mean() < 0.05
+
+
+def test_what_a_backend_is_asked_for_twice_is_not_overwritten():
+    student = a_student()
+    runner = open_backend(student)
+    first = runner(an_image(student))
+    kept = first.clone()
+    runner(an_image(student) + 1)
+    assert torch.equal(first, kept)
+
+
+def test_auto_takes_openvino_on_a_cpu_where_it_is_installed(monkeypatch):
+    skip_where_absent("openvino")
+    assert open_backend(a_student()).about.startswith("OpenVINO 20")
+    monkeypatch.setattr(backends, "is_there", lambda name: name != "openvino")
+    assert open_backend(a_student()).about.startswith("torch 2.")
+
+
+def test_auto_takes_torch_where_openvino_does_not_know_a_layer(monkeypatch):
+    skip_where_absent("openvino")
+
+    def unknown(*_):
+        raise NotImplementedError("a layer of type Mystery is not known")
+
+    monkeypatch.setattr(backends, "openvino_model", unknown)
+    assert open_backend(a_student()).about.startswith("torch 2.")
+
+
+def test_an_absent_backend_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="the backend onnxruntime is not installed; pip install onnx onnxruntime"):
+        open_backend(a_student(), "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("asked", "precision", "device", "message"),
+    [
+        ("tensorflow", "f32", "cpu", "there is no backend 'tensorflow'; choose one of auto, torch, openvino"),
+        ("openvino", "f32", "cuda", "openvino runs on the CPU; the device cuda was asked for"),
+        ("onnxruntime", "bf16", "cpu", "onnxruntime runs in f32 alone"),
+        ("torchscript", "f32", "cpu", "holds no models/model.ts; make it with `export --to torchscript`"),
+    ],
+)
+def test_what_cannot_be_is_refused(asked, precision, device, message):
+    if asked in BACKENDS:
+        skip_where_absent(asked)
+    student = a_student()
+    student.device = device
+    with pytest.raises(ValueError, match=message):
+        open_backend(student, asked, precision)
+
+
+def test_onnx_takes_any_batch_and_size(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load_from_string(onnx_bytes(a_student()))
+    onnx.checker.check_model(model, full_check=True)
+    dimensions = model.graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in dimensions] == ["batch", 1, "i", "j", "k"]
+
+
+def test_predictions_are_the_same_with_every_backend():
+    volume_values = np.random.default_rng(0).normal(size=(1, 21, 26, 19)).astype(np.float32)
+    from KnowledgeTransferLib.learning.student import How
+    from KnowledgeTransferLib.learning.volume import Volume
+
+    found = {}
+    for name in ("torch", "openvino", "onnxruntime"):
+        if backends.is_there(name):
+            student = a_student()
+            student.how = How(name)
+            found[name] = student.segment(Volume(volume_values, np.diag([0.8, 0.9, 1.3, 1])))
+    for labels in found.values():
+        assert (labels != found["torch"]).mean() <= 1e-4

@@ -1,0 +1,175 @@
+"""Export: every kind gives the student's labels, is checked before it counts, and runs where it is said to run."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from test_backends import DESIGNS, DIMENSIONS, a_student, an_image, expected
+
+from KnowledgeTransferLib.learning import exporters
+from KnowledgeTransferLib.learning.backends import is_there, open_backend
+from KnowledgeTransferLib.learning.exporters import EXPORTERS
+from KnowledgeTransferLib.learning.student import load_student, save_student
+from KnowledgeTransferLib.learning.volume import read_annotation
+from KnowledgeTransferLib.records import bundle
+from KnowledgeTransferLib.steps.export import export
+
+WITHOUT_US = """
+import runpy, sys
+sys.modules["KnowledgeTransferLib"] = None
+sys.argv = ["monai.bundle", "run", *sys.argv[1:]]
+runpy.run_module("monai.bundle", run_name="__main__")
+"""
+EVERY_KIND = pytest.mark.parametrize("kind", list(EXPORTERS))
+
+
+def skip_where_absent(kind: str) -> None:
+    for package in EXPORTERS[kind].needs:
+        pytest.importorskip(package)
+
+
+@pytest.fixture
+def a_bundle(tmp_path) -> Path:
+    save_student(a_student(), tmp_path / "student")
+    return tmp_path / "student"
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("design", ["tiny", "s1"])
+@DIMENSIONS
+def test_an_export_gives_the_students_classes_at_any_size(kind, design, dimensions, tmp_path):
+    skip_where_absent(kind)
+    if kind == "monai" and dimensions == 2:
+        pytest.skip("for students of volumes")
+    student = a_student(design, dimensions)
+    save_student(student, tmp_path / "student")
+    found = export(tmp_path / "student", [kind])[kind]
+    assert found["differing"] <= 1e-4 and found["images"] == 2
+    assert all((tmp_path / "student" / name).is_file() for name in found["files"])
+    run = EXPORTERS[kind].open(replace(student, folder=tmp_path / "student"))
+    for units in (2, 4):
+        image = an_image(student, units=units)
+        torch.testing.assert_close(run(image), expected(student, image), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@EVERY_KIND
+@DESIGNS
+def test_every_design_can_be_exported(kind, design, tmp_path):
+    skip_where_absent(kind)
+    save_student(a_student(design), tmp_path / "student")
+    assert export(tmp_path / "student", [kind])[kind]["differing"] <= 1e-4
+
+
+@EVERY_KIND
+def test_the_bundle_vouches_for_what_was_exported_and_its_card_tells(kind, a_bundle):
+    skip_where_absent(kind)
+    export(a_bundle, [kind])
+    bundle.check_files(a_bundle)
+    student = load_student(a_bundle)
+    assert set(EXPORTERS[kind].files) <= bundle.checked_files(a_bundle)
+    assert student.card["exports"][kind]["files"] == list(EXPORTERS[kind].files)
+    assert f"- {kind} (" in (a_bundle / bundle.MODEL_CARD).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("kind", "backend"), [("onnx", "onnxruntime"), ("openvino", "openvino"), ("torchscript",) * 2])
+def test_segment_runs_what_was_exported(command, a_teacher, a_foreign_cohort, tmp_path, kind, backend):
+    skip_where_absent(kind)
+    if not is_there(backend):
+        pytest.skip(f"{backend} is not installed")
+    import shutil
+
+    folder = Path(shutil.copytree(a_teacher, tmp_path / "copy"))
+    scan = sorted((a_foreign_cohort / "images").iterdir())[0]
+    assert command("export", folder, "--to", kind, "--check", scan).status == 0
+    done = command("segment", folder, scan, tmp_path / "exported.nii.gz", "--backend", backend)
+    start = next(event for event in done.events if event["event"] == "start")
+    assert start["backend"].endswith(", from " + Path(EXPORTERS[kind].files[0]).name)
+    assert command("segment", a_teacher, scan, tmp_path / "own.nii.gz", "--backend", "torch").status == 0
+    first, second = (read_annotation(tmp_path / f"{name}.nii.gz") for name in ("exported", "own"))
+    assert first.any() and (first != second).mean() <= 1e-4
+
+
+def test_an_export_that_fails_its_check_leaves_the_bundle_as_it_was(a_bundle, monkeypatch):
+    before = {file: file.read_bytes() for file in a_bundle.rglob("*") if file.is_file()}
+    wrong = replace(EXPORTERS["torchscript"], open=lambda student: lambda batch: -student.network(batch))
+    monkeypatch.setitem(exporters.EXPORTERS, "torchscript", wrong)
+    with pytest.raises(ValueError, match=r"torchscript failed its check: \d+\.\d+% of the voxels get another"):
+        export(a_bundle, ["torchscript"])
+    assert {file: file.read_bytes() for file in a_bundle.rglob("*") if file.is_file()} == before
+
+
+def test_an_export_whose_packages_are_absent_is_refused(a_bundle, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="the export onnx needs packages .* pip install onnx onnxruntime"):
+        export(a_bundle, ["onnx"])
+
+
+def test_a_kind_that_is_not_known_is_refused(a_bundle):
+    with pytest.raises(ValueError, match="there is no export 'coreml'; choose from onnx, torchscript"):
+        export(a_bundle, ["coreml"])
+
+
+def test_an_exported_file_that_was_changed_is_not_run(a_bundle):
+    export(a_bundle, ["torchscript"])
+    with open(a_bundle / "models" / "model.ts", "ab") as file:
+        file.write(b"more")
+    with pytest.raises(ValueError, match="models/model.ts was changed or damaged"):
+        load_student(a_bundle)
+
+
+def test_a_file_that_the_checksums_do_not_name_is_not_run(a_bundle):
+    (a_bundle / "models" / "model.ts").write_bytes(b"anything")
+    with pytest.raises(ValueError, match="models/model.ts is not among the bundle's checksums; export it again"):
+        open_backend(load_student(a_bundle), "torchscript")
+
+
+def test_an_exported_network_of_another_student_is_not_run(a_bundle, tmp_path):
+    other = a_student()
+    other.network.head = torch.nn.Conv3d(16, 5 * 8, 1)
+    exporters._write_torchscript(other, a_bundle)
+    bundle.write_checksums(a_bundle)
+    with pytest.raises(ValueError, match="gives .* for 3 classes; it is not that of the model card"):
+        open_backend(load_student(a_bundle), "torchscript")
+
+
+@pytest.mark.slow
+def test_stock_monai_runs_the_bundle(a_teacher, a_foreign_cohort, tmp_path):
+    """`python -m monai.bundle run` on the unpacked zip, in a Python that does not find this package."""
+    import shutil
+
+    pytest.importorskip("fire")  # what monai.bundle reads its command line with
+    from KnowledgeTransferLib.learning.volume import read_image, write_image
+    from KnowledgeTransferLib.steps.segment import segment
+
+    shutil.copytree(a_teacher, tmp_path / "made" / "student")
+    export(tmp_path / "made" / "student", ["monai"])
+    zipfile.ZipFile(tmp_path / "made" / "student.zip").extractall(tmp_path / "else")
+    for file in sorted((a_foreign_cohort / "images").iterdir())[:2]:
+        volume = read_image(file)
+        write_image(tmp_path / "scans" / (file.name.split(".")[0] + ".nii.gz"), volume.array[0], volume.affine)
+    root = tmp_path / "else" / "student"
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_US, f"--config_file={root}/configs/inference.json", f"--bundle_root={root}",
+         f"--dataset_dir={tmp_path / 'scans'}", f"--output_dir={tmp_path / 'out'}"],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    segment(a_teacher, [tmp_path / "scans"], tmp_path / "ours", format=".nii.gz")
+    for file in sorted((tmp_path / "scans").iterdir()):
+        theirs, ours = nibabel.load(tmp_path / "out" / file.name), nibabel.load(tmp_path / "ours" / file.name)
+        np.testing.assert_allclose(theirs.affine, ours.affine, atol=1e-4)
+        assert (np.asarray(theirs.dataobj) == np.asarray(ours.dataobj)).mean() > 0.98
+
+
+def test_a_monai_workflow_names_nothing_of_ours(a_bundle):
+    export(a_bundle, ["monai"])
+    text = (a_bundle / bundle.INFERENCE).read_text(encoding="utf-8")
+    assert "KnowledgeTransferLib" not in text and json.loads(text)["network_def"]["_target_"] == "torch.jit.load"
