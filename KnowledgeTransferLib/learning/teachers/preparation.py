@@ -107,7 +107,7 @@ def normalising(kind: str, numbers: dict) -> list[Step]:
     if kind == "none":
         return []
     if kind in ("z-score", "ct"):
-        return [_each_channel(Normalisation(kind, **numbers).apply)]
+        return [_each_channel(Normalisation(kind, **numbers))]
     if kind == "range":
         low, high = numbers.get("to", (0.0, 1.0))
         bounds = {"a_min": numbers["low"], "a_max": numbers["high"], "b_min": low, "b_max": high}
@@ -213,10 +213,12 @@ def _of_slices(arguments: dict) -> dict:
     return found
 
 
-def _each_channel(function: Step) -> Step:
+def _each_channel(normalisation: Normalisation) -> Step:
+    """A student's normalisation, with the numbers of each image and channel."""
+
     def apply(image: torch.Tensor) -> torch.Tensor:
-        for channel, values in enumerate(image.as_tensor().clone()):
-            image[channel] = function(values)
+        for channel, values in enumerate(image.as_tensor().numpy().copy()):
+            image[channel] = torch.from_numpy(normalisation.of_image(values).apply(values))
         return image
 
     return apply
