@@ -29,6 +29,7 @@ class AnnotateTab:
         self.shown = None  # the run whose cases the table shows
         self.rows = []  # states of the cases, as the table shows them
         self.opened = {}
+        self.added = ""  # the teacher that the user added last
         self.known = {}  # teacher path -> what it segments
         ui = self.ui
         ui.annotateSceneRadio.connect("toggled(bool)", self.onFrom)
@@ -119,6 +120,7 @@ class AnnotateTab:
     def addTeacher(self, path):
         parameters = self.panel.parameters
         self.known.pop(path, None)  # it may have changed
+        self.added = path
         if path and path not in parameters.teacherPaths:
             weights = list(parameters.teacherWeights)
             parameters.teacherPaths = [*parameters.teacherPaths, path]
@@ -296,10 +298,25 @@ class AnnotateTab:
     def _onRecognised(self, path, job):
         names = [structure["name"] for structure in job.result.get("structures", [])]
         self.known[path] = ", ".join(names) if names else job.error
+        if job.result.get("risk"):
+            self.known[path] = _("not trusted: {risk}").format(risk=job.result["risk"])
+            if path == self.added:  # not for what a loaded scene brings
+                qt.QTimer.singleShot(0, lambda: self._askForTrust(path, job.result["risk"]))
         if self.panel.parameters is not None:
             self._showTeachers(self.panel.parameters)
         if job.error:
             self.panel.status.say(job.error)
+
+    def _askForTrust(self, path, risk):
+        """Code of a teacher's author runs only after a yes to that very teacher."""
+        question = _(
+            "{path}:\n{risk}.\n\nOpening it could run whatever its author put there. Say yes only if you know where it "
+            "comes from. The answer is remembered until its files change.\n\nTrust this teacher?"
+        ).format(path=path, risk=risk)
+        if slicer.util.confirmYesNoDisplay(question, windowTitle="KnowledgeTransfer"):
+            with self.panel.messages():
+                job = self.logic.describe(path, trust=True)
+                job.onFinished.append(lambda ended: self._onRecognised(path, ended))
 
     def _whatIsMissing(self, given, taught, busy):
         if busy:

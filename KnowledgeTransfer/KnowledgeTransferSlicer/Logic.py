@@ -18,6 +18,7 @@ from .ParameterNode import KnowledgeTransferParameterNode
 from .SceneRuns import PSEUDO, SCANS, SCENE, exported, showAnnotation, showSegmentation, withScene
 
 TEMPORARY = "KnowledgeTransfer-temporary-"
+TASK = "totalsegmentator:"  # in place of a teacher's path
 STALE_S = 24 * 3600
 
 
@@ -121,11 +122,15 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         job.hints = [*filter(None, hints)]
         return job
 
-    def describe(self, path):
-        """What a teacher or student is: `job.result` holds `kind`, `structures`, `card`."""
-        path = _existing(path)
+    def describe(self, path, trust=False):
+        """What a teacher or student is: `job.result` holds `kind`, `structures`, `card`, `risk`.
+
+        Args:
+            trust: a teacher that brings code of its own may run it from now on, until its files change.
+        """
+        path = _teacher(path)
         with self._working(None) as run:
-            return self._start("describe", run, [path], warm=True)
+            return self._start("describe", run, [path, *(["--trust"] * bool(trust))], warm=True)
 
     def phantom(self, folder, site, cases):
         """Make a small synthetic cohort to try the module with; it has expert annotations."""
@@ -224,7 +229,12 @@ def _weights(teachers):
     weights = dict(teachers) if isinstance(teachers, dict) else dict.fromkeys(teachers, 1.0)
     if not weights:
         raise ValueError("No teacher is chosen; add at least one")
-    return {path if path == SCENE else str(_existing(path)): weight for path, weight in weights.items()}
+    return {path if path == SCENE else str(_teacher(path)): weight for path, weight in weights.items()}
+
+
+def _teacher(path):
+    """A path, or the name of a TotalSegmentator task."""
+    return path if str(path).startswith(TASK) else _existing(path)
 
 
 def _teacherArguments(weights):

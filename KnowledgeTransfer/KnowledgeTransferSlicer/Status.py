@@ -13,6 +13,7 @@ PANEL_WORDS = {
     "name another run directory": "choose another run",
     "annotate one first, or name one (--cohort PATH)": "annotate one first, or choose an expert cohort",
     "add --overwrite": "check Replace segmentations that are there",
+    "give --trust once; it is remembered": "remove it, add it again and say yes; it is remembered",
     "(--cohort PATH)": "",
     "or give --labels": "",
 }

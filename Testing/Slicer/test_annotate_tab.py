@@ -1,5 +1,7 @@
 """AnnotateTab: scans and teachers are chosen, the teachers annotate, a person reviews; with the real library."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -177,6 +179,24 @@ def test_a_teacher_of_no_known_kind_says_which_kinds_there_are(tab, tmp_path, wa
     tab.addTeacher(str(tmp_path / "notes"))
     wait_until(lambda: "no kind of teacher" in texts(tab.ui.teachersTable)[0][1], 60)
     assert "Known are" in tab.ui.statusLabel.text
+
+
+def test_a_teacher_with_code_of_its_own_is_trusted_only_after_a_yes(tab, tmp_path, monkeypatch, wait_until, dialogs):
+    monkeypatch.setenv("KT_CONFIG", str(tmp_path / "config"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "Library"))
+    from foreign_models import write_torch_export
+
+    teacher = write_torch_export(tmp_path / "foreign")
+    dialogs.answer(False)
+    tab.addTeacher(str(teacher))
+    wait_until(lambda: "not trusted" in texts(tab.ui.teachersTable)[0][1] and dialogs.shown, 60)
+    assert "Trust this teacher?" in dialogs.shown[0].text and not (tmp_path / "config").exists()
+    tab.ui.teachersTable.selectRow(0)
+    tab.ui.removeTeacherButton.click()
+    dialogs.answer(True)
+    tab.addTeacher(str(teacher))
+    wait_until(lambda: texts(tab.ui.teachersTable)[0][1] == "liver, spleen", 60)
+    assert (tmp_path / "config" / "trusted.json").is_file() and len(dialogs.shown) == 2
 
 
 def test_another_teacher_gets_another_run(tab, a_scan, a_teacher, tmp_path, wait_until):
