@@ -54,6 +54,7 @@ class Job:
         """
         while self.running:
             slicer.app.processEvents()
+            self.poll()  # Qt holds back the timer while a listener, whom it called, waits
             time.sleep(0.005)
         if self.status not in (0, 1):
             raise RuntimeError(self.error or f"{self.step} was stopped")

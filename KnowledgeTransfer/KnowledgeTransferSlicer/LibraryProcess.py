@@ -16,12 +16,17 @@ class Library:
     """Starts steps, keeps the warm process, and looks at all jobs from Slicer's event loop."""
 
     def __init__(self):
-        self.jobs = []
+        self._jobs = []
         self.warm = None
         self._number = 0
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MS)
         self._timer.connect("timeout()", self.poll)
+
+    @property
+    def jobs(self):
+        """Those that run."""
+        return [job for job in self._jobs if job.running]
 
     def start(self, step, run, arguments):
         """A step in a process of its own."""
@@ -43,13 +48,13 @@ class Library:
         return self._watch(WarmJob(step, run, self.warm, self._number))
 
     def jobIn(self, path):
-        return next((job for job in self.jobs if job.running and job.run.path == Path(path).absolute()), None)
+        return next((job for job in self.jobs if job.run.path == Path(path).absolute()), None)
 
     def poll(self):
-        for job in list(self.jobs):
+        for job in list(self._jobs):
             job.poll()
-        self.jobs = [job for job in self.jobs if job.running]
-        if not self.jobs:
+        self._jobs = self.jobs
+        if not self._jobs:
             self._timer.stop()
 
     def close(self, stopRuns=False):
@@ -64,10 +69,10 @@ class Library:
             self.warm = None
         for job in self.jobs:
             job.removeTemporary()
-        self.jobs = []
+        self._jobs = []
 
     def _watch(self, job):
-        self.jobs.append(job)
+        self._jobs.append(job)
         if not self._timer.active:
             self._timer.start()
         return job

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from .ChildProcess import Tail, killGroup, startChild, stopTree
@@ -84,7 +85,8 @@ class WarmProcess:
 
     def request(self, number, arguments):
         """Raises OSError when the process has ended."""
-        line = json.dumps({"id": number, "arguments": [str(a) for a in arguments]}) + "\n"
+        request = {"id": number, "arguments": [str(a) for a in arguments], "asked": time.time()}
+        line = json.dumps(request) + "\n"
         self.process.stdin.write(line.encode("utf-8"))
         self.process.stdin.flush()
         self.events[number] = []

@@ -36,7 +36,8 @@ RunRequest = Callable[[list[str], Listener, float], int]
 def serve(folder: Path | str, run_request: RunRequest, *, idle_minutes: float = 10.0, requests: int = 0) -> None:
     """Carry out requests until their stream is closed, or none came for a while.
 
-    A request is a line of JSON, `{"id": 1, "arguments": ["segment", ...]}`. What is told goes to `served.jsonl` of the
+    A request is a line of JSON, `{"id": 1, "arguments": ["segment", ...]}`, if wanted with `asked`, the time (seconds
+    since 1970) from when on a wish to cancel is meant for it. What is told goes to `served.jsonl` of the
     folder, which is begun anew: a line `ready` once everything is loaded, then every event of a request with its `id`,
     and at its end `{"event": "served", "id": 1, "status": 0}`. A file `cancel` in the request's own run directory stops
     it. When the stream is closed, or the process is told to end, the running request is stopped where nothing is lost.
@@ -118,7 +119,7 @@ def _answer(run: RunDirectory, line: bytes, received: float, run_request: RunReq
     try:
         request = _request(line)
         arguments = _arguments(request)
-        status = run_request(arguments, lambda event: _tell(run, event, request), received - CLOCK_S)
+        status = run_request(arguments, lambda event: _tell(run, event, request), _asked(request, received) - CLOCK_S)
     except Exception as error:
         _tell(run, {"event": "error", "text": explain(error)}, request)
         status = REFUSED
@@ -133,6 +134,12 @@ def _request(line: bytes) -> dict:
     if not isinstance(request, dict):
         raise ValueError(f"the request is {request!r}; {FORM} is needed")
     return request
+
+
+def _asked(request: dict, received: float) -> float:
+    """When it was asked for: while this process started, a wish to cancel may have come before the request was read."""
+    asked = request.get("asked")
+    return min(asked, received) if isinstance(asked, (int, float)) else received
 
 
 def _arguments(request: dict) -> list[str]:

@@ -229,9 +229,7 @@ def test_the_warm_process_and_its_folder_are_gone_with_slicer(library, a_teacher
     assert alive(processes) == [] and not folder.exists()
 
 
-def test_cancelling_a_request_that_waits_leaves_the_one_that_runs(
-    library, a_teacher, tmp_path, monkeypatch, wait_until
-):
+def test_a_request_that_waits_is_cancelled_alone(library, a_teacher, tmp_path, monkeypatch, wait_until):
     from KnowledgeTransferSlicer import Jobs
 
     monkeypatch.setattr(Jobs, "GRACE_S", 0.1)
