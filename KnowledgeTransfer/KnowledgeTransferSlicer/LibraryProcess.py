@@ -1,5 +1,6 @@
 """LibraryProcess: runs the library as child processes. Events come in by files, so that a run can outlive Slicer."""
 
+import itertools
 from pathlib import Path
 
 import qt
@@ -10,6 +11,7 @@ from .Jobs import AttachedJob, OwnJob
 from .WarmProcess import WarmJob, WarmProcess
 
 POLL_MS = 20
+NUMBERS = itertools.count(1)  # of requests to the warm process
 
 
 class Library:
@@ -18,7 +20,6 @@ class Library:
     def __init__(self):
         self._jobs = []
         self.warm = None
-        self._number = 0
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MS)
         self._timer.connect("timeout()", self.poll)
@@ -43,9 +44,9 @@ class Library:
             if self.warm is not None:
                 self.warm.close()
             self.warm = WarmProcess()
-        self._number += 1
-        self.warm.request(self._number, [step, *arguments])
-        return self._watch(WarmJob(step, run, self.warm, self._number))
+        number = next(NUMBERS)
+        self.warm.request(number, [step, *arguments])
+        return self._watch(WarmJob(step, run, self.warm, number))
 
     def jobIn(self, path):
         return next((job for job in self.jobs if job.run.path == Path(path).absolute()), None)

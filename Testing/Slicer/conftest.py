@@ -56,6 +56,32 @@ def app():
     return slicer_standin.boot()
 
 
+@pytest.fixture(scope="session")
+def _warm_processes():
+    """The warm process that tests share, so that not each of them imports torch again."""
+    shared = []
+    yield shared
+    for process in shared:
+        type(process).close(process)
+
+
+@pytest.fixture
+def _one_warm_process(request, monkeypatch, _warm_processes):
+    """Tests marked `own_warm_process` start their own, as Slicer does."""
+    from KnowledgeTransferSlicer import LibraryProcess
+
+    real = LibraryProcess.WarmProcess
+
+    def shared():
+        if not _warm_processes or _warm_processes[-1].exitStatus() is not None:
+            _warm_processes.append(real())
+            _warm_processes[-1].close = lambda: None
+        return _warm_processes[-1]
+
+    if request.node.get_closest_marker("own_warm_process") is None:
+        monkeypatch.setattr(LibraryProcess, "WarmProcess", shared)
+
+
 @pytest.fixture
 def slot_errors(app) -> list:
     """Exceptions that left a slot; a test that expects some clears the list."""
@@ -77,7 +103,7 @@ def dialogs(app):
 
 
 @pytest.fixture
-def a_scene(app, dialogs, slot_errors, monkeypatch, tmp_path_factory):
+def a_scene(app, dialogs, slot_errors, _one_warm_process, monkeypatch, tmp_path_factory):
     """The empty scene, with empty application settings and home; an exception in a slot fails the test."""
     import slicer
 

@@ -181,6 +181,7 @@ def test_a_teacher_of_no_known_kind_says_which_kinds_there_are(tab, tmp_path, wa
     assert "Known are" in tab.ui.statusLabel.text
 
 
+@pytest.mark.own_warm_process  # with a folder of settings of its own
 def test_a_teacher_with_code_of_its_own_is_trusted_only_after_a_yes(tab, tmp_path, monkeypatch, wait_until, dialogs):
     monkeypatch.setenv("KT_CONFIG", str(tmp_path / "config"))
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "Library"))

@@ -14,6 +14,7 @@ import pytest
 from KnowledgeTransferLib.records.jobs import state_of
 from KnowledgeTransferLib.records.run_directory import RunDirectory
 
+pytestmark = pytest.mark.own_warm_process
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 LONG = ["--epochs", "100000", "--device", "cpu", "--patience-epochs", "0"]
 DEAF = """

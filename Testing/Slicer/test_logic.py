@@ -264,6 +264,7 @@ def test_saving_the_scene_does_not_refer_to_files_of_the_run(logic, scans, a_tea
     assert nodes and all(node.GetStorageNode() is None and node.GetModifiedSinceRead() for node in nodes)
 
 
+@pytest.mark.own_warm_process
 def test_scans_do_not_stay_in_the_temporary_folder(logic, scans, a_teacher, tmp_path):
     before = temporary_folders()
     logic.segment(scans, a_teacher, device="cpu")
