@@ -1,6 +1,5 @@
 """LibraryProcess: runs the library as child processes. Events come in by files, so that a run can outlive Slicer."""
 
-import itertools
 from pathlib import Path
 
 import qt
@@ -11,7 +10,6 @@ from .Jobs import AttachedJob, OwnJob
 from .WarmProcess import WarmJob, WarmProcess
 
 POLL_MS = 20
-NUMBERS = itertools.count(1)  # of requests to the warm process
 
 
 class Library:
@@ -44,9 +42,7 @@ class Library:
             if self.warm is not None:
                 self.warm.close()
             self.warm = WarmProcess()
-        number = next(NUMBERS)
-        self.warm.request(number, [step, *arguments])
-        return self._watch(WarmJob(step, run, self.warm, number))
+        return self._watch(WarmJob(step, run, self.warm, self.warm.request([step, *arguments])))
 
     def jobIn(self, path):
         return next((job for job in self.jobs if job.run.path == Path(path).absolute()), None)

@@ -73,6 +73,7 @@ class WarmProcess:
         self.log = self.folder / "log.txt"
         self.tail = Tail(self.folder / "served.jsonl", 0)
         self.events = {}
+        self._count = 0
         self._waiting = []  # numbers of the requests that have no answer yet, in their order
         self.ready = False
         atexit.register(self.close)  # for scripts that never call it
@@ -83,14 +84,16 @@ class WarmProcess:
     def exitStatus(self):
         return self.process.poll()
 
-    def request(self, number, arguments):
-        """Raises OSError when the process has ended."""
+    def request(self, arguments):
+        """Ask for a step; returns the request's number. Raises OSError when the process has ended."""
+        number = self._count = self._count + 1
         request = {"id": number, "arguments": [str(a) for a in arguments], "asked": time.time()}
         line = json.dumps(request) + "\n"
         self.process.stdin.write(line.encode("utf-8"))
         self.process.stdin.flush()
         self.events[number] = []
         self._waiting.append(number)
+        return number
 
     def turnOf(self):
         """The request that the process works on, or None."""

