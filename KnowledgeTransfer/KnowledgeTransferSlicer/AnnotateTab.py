@@ -249,7 +249,7 @@ class AnnotateTab:
         self._showCase(row, self.rows[row])
 
     def _onFinished(self, job):
-        self.opened.update(getattr(job, "pairs", {}))
+        self.opened.update(job.pairs)
         self.showCases(self.chosen())
         self.panel.distilTab.showRuns()
         self.panel.showError(job)

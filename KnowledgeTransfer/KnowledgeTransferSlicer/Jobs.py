@@ -32,6 +32,11 @@ class Job:
         self.onFinished = []
         self.cancelAsked = None
         self.temporary = False  # whether the run directory is removed at the end
+        self.folder = run.path  # where its results lie
+        self.nodes = []  # that came into the scene
+        self.pairs = {}  # case id -> its scan and annotation in the scene
+        self.hints = []  # what is good to know
+        self.lost = []  # results whose scan is no longer in the scene
         self._signals = 0
         self._polling = False
 

@@ -11,6 +11,7 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
 from KnowledgeTransferLib.records import reviews
 from KnowledgeTransferLib.records.run_directory import RunDirectory
+from KnowledgeTransferLib.records.settings import NONE
 
 from . import Requirements, SceneIO
 from .LibraryProcess import Library
@@ -59,7 +60,8 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
             arguments = [run.path, "--cohort", run.path / SCANS, *_teacherArguments(weights), *_options(settings)]
             job = self._start("annotate", run, arguments)
         job.hints = [*filter(None, map(SceneIO.hintOf, volumes)), *hints]
-        job.onEvent.append(lambda event: showAnnotation(job, cases, event, settings.get("uncertainty", False)))
+        uncertainty, shown = settings.get("uncertainty", False), set()
+        job.onEvent.append(lambda event: showAnnotation(job, cases, shown, event, uncertainty))
         return job
 
     def annotateCohort(self, cohort, teachers, runDirectory, **settings):
@@ -81,7 +83,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
                 annotations="both", start_from="folder of a student", device="cuda", seed=0. "none" for minutes, epochs
                 or start_from takes back what an earlier start asked for.
         """
-        if settings.get("start_from", "none") != "none":
+        if settings.get("start_from", NONE) != NONE:
             settings["start_from"] = _existing(settings["start_from"])
         cohort = ["--cohort", _existing(cohort)] if cohort else []
         with self._working(runDirectory) as run:
@@ -194,8 +196,6 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
     def _start(self, step, run, arguments, warm=False):
         job = (self.library.ask if warm else self.library.start)(step, run, arguments)
         job.temporary = run.temporary
-        job.nodes, job.lost, job.hints, job.pairs, job.shown = [], [], [], {}, set()
-        job.folder = run.path
         return job
 
 

@@ -13,6 +13,7 @@ from vtk.util import numpy_support
 UNCERTAINTY_COLORS = "vtkMRMLColorTableNodeFileHotToColdRainbow.txt"
 VOLUMES = "KnowledgeTransfer.VolumesMl"  # attribute of a segmentation node
 MOST_VOXELS_COUNTED = 20_000_000
+BINARY = "Binary labelmap"
 UNCERTAINTY = "KnowledgeTransfer.UncertaintyOf"  # attribute of a volume node
 UNCERTAINTY_FROM = 0.1  # what is surer than this is not shown
 
@@ -273,9 +274,12 @@ def _countedMl(segmentation):
     source, found = segmentation.GetSegmentation(), {}
     for number in range(source.GetNumberOfSegments()):
         segment, labelmap = source.GetNthSegment(number), slicer.vtkOrientedImageData()
+        drawn = segment.GetRepresentation(BINARY)
+        if drawn is None or drawn.GetNumberOfPoints() > MOST_VOXELS_COUNTED:
+            found[segment.GetName()] = None
+            continue
         segmentation.GetBinaryLabelmapRepresentation(source.GetNthSegmentID(number), labelmap)
-        small = labelmap.GetNumberOfPoints() <= MOST_VOXELS_COUNTED
-        found[segment.GetName()] = _ml(labelmap) if small else None
+        found[segment.GetName()] = _ml(labelmap)
     return found
 
 

@@ -80,18 +80,19 @@ def showSegmentation(job, cases, event):
             SceneIO.setVolumesMl(node, event.get("volumes_ml", {}))
 
 
-def showAnnotation(job, cases, event, uncertainty):
+def showAnnotation(job, cases, shown, event, uncertainty):
+    """Load what was made; `shown` holds the cases whose results were, which may be without a node by now."""
     volume = cases.get(event.get("case"))  # the run may hold scans of an earlier start, too
     if event["event"] == "case" and volume is not None:
+        shown.add(event["case"])
         _showCase(job, event["case"], volume, event.get("volumes_ml", {}), uncertainty)
     elif event["event"] == "done":
         for case, volume in cases.items():  # those that an earlier start has annotated
-            if case not in job.shown and job.run.pseudo_annotation(case).is_file():
+            if case not in shown and job.run.pseudo_annotation(case).is_file():
                 _showCase(job, case, volume, {}, uncertainty)
 
 
 def _showCase(job, case, volume, volumesMl, uncertainty):
-    job.shown.add(case)
     node = _show(job, volume, job.run.pseudo_annotation(case), PSEUDO, SceneIO.loadSegmentation)
     if node is not None:
         SceneIO.setVolumesMl(node, volumesMl)

@@ -36,7 +36,7 @@ class Status:
         self.ui.logText.plainText = ""
         self.ui.progressBar.maximum = 0  # busy, until the library says how much there is to do
         self.say(_("{step}: starting").format(step=job.step.capitalize()))
-        for hint in getattr(job, "hints", []):
+        for hint in job.hints:
             self.log(hint)
         if job not in self._known:  # the user may come back to it
             self._known = [known for known in self._known if known.running] + [job]
@@ -58,11 +58,7 @@ class Status:
 
     def onOpenFolder(self):
         if self.job is not None:
-            qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(self._folder())))
-
-    def _folder(self):
-        """Where the job's results lie."""
-        return getattr(self.job, "folder", self.job.run.path)
+            qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(self.job.folder)))
 
     def _onEvent(self, job, event):
         if job is not self.job:
@@ -95,7 +91,7 @@ class Status:
     def _showRunning(self, running):
         self.ui.cancelButton.enabled = running
         self.ui.progressBar.visible = running
-        self.ui.openRunFolderButton.enabled = self.job is not None and self._folder().is_dir()
+        self.ui.openRunFolderButton.enabled = self.job is not None and self.job.folder.is_dir()
 
 
 def metricsText(event):
@@ -117,7 +113,7 @@ def duration(seconds):
 def endOf(job):
     """How a job ended, in a sentence for the status area."""
     step = job.step.capitalize()
-    notes = "".join(f". {note}" for note in [*getattr(job, "hints", []), *getattr(job, "lost", [])])
+    notes = "".join(f". {note}" for note in [*job.hints, *job.lost])
     if job.status == STOPPED:
         return f"{step}: stopped" if job.temporary else f"{step}: stopped; press {step} again to go on from here"
     if job.status not in (0, 1):

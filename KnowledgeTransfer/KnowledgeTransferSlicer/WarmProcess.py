@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from .ChildProcess import Tail, killGroup, startChild, stopTree
-from .Jobs import STOPPED, Job
+from .Jobs import Job
 
 IDLE_MINUTES = 10
 
@@ -46,7 +46,7 @@ class WarmJob(Job):
         waiting = self.warm.events.get(self.number)
         if status is None or waiting:
             return None
-        return STOPPED if self.cancelAsked is not None else status or -1
+        return status or -1
 
     def stopProcesses(self, gently):
         """Only while it is this request's turn; one that waits finds the file `cancel` when its turn comes."""
@@ -75,7 +75,6 @@ class WarmProcess:
         self.events = {}
         self._count = 0
         self._waiting = []  # numbers of the requests that have no answer yet, in their order
-        self.ready = False
         atexit.register(self.close)  # for scripts that never call it
         self.process = startChild(
             ["serve", str(self.folder), "--idle-minutes", str(IDLE_MINUTES)], self.log, stdin=subprocess.PIPE
@@ -102,9 +101,7 @@ class WarmProcess:
     def read(self):
         """Sort what the process said by request."""
         for event in self.tail.read():
-            if event["event"] == "ready":
-                self.ready = True
-            elif event.get("id") in self.events:
+            if event.get("id") in self.events:
                 self.events[event["id"]].append(event)
                 if event["event"] == "served":
                     self._waiting.remove(event["id"])

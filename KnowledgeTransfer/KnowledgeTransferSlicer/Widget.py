@@ -11,7 +11,6 @@ from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 from slicer.util import VTKObservationMixin
 
-from KnowledgeTransferLib.records.jobs import runs_in
 from KnowledgeTransferLib.records.progress import explain
 
 from . import Requirements
@@ -163,17 +162,18 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def follow(self, job):
         """Show a job in the status area and let the tabs know of its events."""
         self.status.follow(job)
-        job.onFinished.append(lambda ended: self.updateButtons())
+        if self.updateButtons not in job.onFinished:
+            job.onFinished.append(self.updateButtons)
         self.updateButtons()
 
-    def updateButtons(self):
+    def updateButtons(self, job=None):
         if self.parameters is not None:
             for tab in self.tabs:
                 tab.updateButtons()
 
     def jobOf(self, step):
         """The job of that step which this Slicer follows, or None."""
-        return next((job for job in self.logic.library.jobs if job.step == step and job.running), None)
+        return next((job for job in self.logic.library.jobs if job.step == step), None)
 
     def onWorkingFolder(self, path):
         slicer.app.settings().setValue(WORKING_FOLDER, path)
@@ -206,6 +206,6 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         """Take up the newest run of the working folder that is going on, so that reopening Slicer finds it."""
         if self.status.job is not None and self.status.job.running:
             return
-        running = next((state for state in runs_in(self.workingFolder) if state.state == "running"), None)
+        running = next((state for state in self.distilTab.runs if state.state == "running"), None)
         if running is not None:
             self.distilTab.followRun(running.path)

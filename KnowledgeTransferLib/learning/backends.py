@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..records import bundle
+from .archive import torchscript_risk
 from .networks import for_inference, plain
 from .openvino_graph import import_openvino, openvino_model
 
@@ -124,6 +125,8 @@ class TorchScript:
             raise ValueError(f"{student.folder}: holds no {TORCHSCRIPT}; make it with `export --to torchscript`")
         if precision != "f32":
             raise ValueError(f"the backend torchscript runs in f32 alone; {precision} was asked for")
+        if risk := torchscript_risk(file):  # the bundle's checksums tell damage, not who made it
+            raise ValueError(f"{file}: {risk}; `export --to torchscript` makes it anew from the weights")
         self.device = student.device
         self.network = torch.jit.load(str(file), map_location=student.device).eval()
         self.about = f"TorchScript in torch {torch.__version__} on {student.device}, f32" + _from(file)
@@ -151,8 +154,8 @@ class Runner:
 def open_backend(student: Student, asked: str = "auto", precision: str = "f32") -> Runner:
     """Open a backend and try it on a small image.
 
-    "auto" takes OpenVINO on a CPU where it is installed, as docs/benchmarks.md measures it to be the fastest for every
-    design, and torch elsewhere.
+    "auto" takes OpenVINO on a CPU where it is installed, and torch elsewhere: a fixed rule, so that results repeat. In
+    docs/benchmarks.md it is the faster one for four of six designs and within a quarter of torch for the others.
 
     Raises:
         ValueError: a backend that is not known or not installed (the message says what to install), or a file whose

@@ -49,7 +49,7 @@ def test_an_export_gives_the_students_classes_at_any_size(kind, design, dimensio
     student = a_student(design, dimensions)
     save_student(student, tmp_path / "student")
     if kind == "monai" and dimensions == 2:  # its workflow is for volumes
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="is written for students of volumes with one channel"):
             export(tmp_path / "student", [kind])
         return
     found = export(tmp_path / "student", [kind])[kind]
@@ -175,3 +175,16 @@ def test_a_monai_workflow_names_nothing_of_ours(a_bundle):
     export(a_bundle, ["monai"])
     text = (a_bundle / bundle.INFERENCE).read_text(encoding="utf-8")
     assert "KnowledgeTransferLib" not in text and json.loads(text)["network_def"]["_target_"] == "torch.jit.load"
+
+
+def test_a_torchscript_file_that_reaches_out_is_refused_even_when_the_checksums_vouch_for_it(a_bundle):
+    export(a_bundle, ["torchscript"])
+
+    @torch.jit.script
+    def reads_a_file(image: torch.Tensor) -> torch.Tensor:
+        return torch.from_file("/etc/hostname", False, 1, dtype=torch.uint8) + image
+
+    reads_a_file.save(str(a_bundle / "models" / "model.ts"))
+    bundle.write_checksums(a_bundle)
+    with pytest.raises(ValueError, match="reaches files or libraries"):
+        open_backend(load_student(a_bundle), "torchscript")

@@ -19,6 +19,7 @@ from foreign_models import (
 )
 from torch import nn
 
+from KnowledgeTransferLib.learning.archive import REACHES_OUT
 from KnowledgeTransferLib.learning.teachers import (
     Onnx,
     TorchExport,
@@ -27,7 +28,6 @@ from KnowledgeTransferLib.learning.teachers import (
     remember_trust,
     risk_of,
 )
-from KnowledgeTransferLib.learning.teachers.exported import REACHES_OUT
 from KnowledgeTransferLib.learning.volume import Volume
 from KnowledgeTransferLib.steps.describe import describe
 

@@ -53,8 +53,12 @@ def test_no_step_opens_a_connection(a_teacher, a_foreign_cohort, a_phantom_cohor
     offline("evaluate", tmp_path / "run", "--cohort", a_phantom_cohort, "--method", f"student={tmp_path / 'run'}")
     there = [name for name, exporter in EXPORTERS.items() if all(map(find_spec, exporter.needs))]
     offline("export", tmp_path / "run", "--to", *there)
+    offline("describe", a_teacher)
+    offline("phantom", tmp_path / "phantom", "--cases", 1)
     for backend in filter(is_there, BACKENDS):
         offline("segment", tmp_path / "run", scan, tmp_path / f"{backend}.nii.gz", "--backend", backend)
+    offline("segment", tmp_path / "run", scan, tmp_path / "a.seg.nrrd")
+    offline("compare", tmp_path / "a.seg.nrrd", tmp_path / "a.seg.nrrd")
 
 
 def test_openvino_does_not_find_its_telemetry():

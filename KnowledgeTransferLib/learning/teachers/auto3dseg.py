@@ -16,7 +16,7 @@ import torch
 
 from ...records import trust
 from ...records.labels import Labels, Structure
-from .archive import members, read_member
+from ..archive import members, read_member
 from .foreign import ForeignNetwork, Window
 from .monai_network import load_weights, network_from
 from .preparation import Preparation, known_step

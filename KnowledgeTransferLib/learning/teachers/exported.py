@@ -5,7 +5,6 @@ Such a file holds a network and no more; the rest stands in a teacher.json besid
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,16 +14,11 @@ import torch
 
 from ...records import trust
 from ...records.labels import Labels
-from .archive import members, read_member
+from ..archive import members, torchscript_risk
 from .foreign import ForeignNetwork
 from .sidecar import read_sidecar, sidecar_of, write_template
 from .teacher import Teacher
 
-# TorchScript is interpreted and cannot reach Python; but some of its words reach files, and others the C++ code of
-# libraries. `torch` and `ops` must stand before a dot, so that nobody reaches those words by another name.
-REACHES_OUT = re.compile(
-    rb"\btorch\s*\.\s*(?:\w*save\w*|\w*load\w*|from_file|classes)\b|\btorch\b(?!\s*\.)|\bops\b(?!\s*\.\s*prim\s*\.)|\\\s*\n"
-)
 BESIDE = "with a teacher.json beside it"
 
 
@@ -79,10 +73,7 @@ class TorchScript(_Exported):
 
     @classmethod
     def risk(cls, path: Path) -> str:
-        for name in members(path):
-            if name.endswith(".py") and (found := REACHES_OUT.search(read_member(path, name))):
-                return f"its TorchScript code uses {found[0].decode().strip()!r}, which reaches files or libraries"
-        return ""
+        return torchscript_risk(path)
 
     @staticmethod
     def _runner(path: Path, device: str) -> Callable:

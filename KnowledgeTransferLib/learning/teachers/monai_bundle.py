@@ -15,7 +15,7 @@ from torch import nn
 
 from ...records import bundle, trust
 from ...records.labels import Labels
-from .archive import members, read_member
+from ..archive import members, read_member
 from .foreign import ForeignNetwork, Window
 from .monai_config import BundleConfig, parsed
 from .monai_network import load_weights, network_from, read_weights

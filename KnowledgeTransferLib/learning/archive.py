@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
+
+# TorchScript is interpreted and cannot reach Python; but some of its words reach files, and others the C++ code of
+# libraries. `torch` and `ops` must stand before a dot, so that nobody reaches those words by another name.
+REACHES_OUT = re.compile(
+    rb"\btorch\s*\.\s*(?:\w*save\w*|\w*load\w*|from_file|classes)\b|\btorch\b(?!\s*\.)|\bops\b(?!\s*\.\s*prim\s*\.)|\\\s*\n"
+)
 
 
 def members(path: Path) -> list[str]:
@@ -30,3 +37,11 @@ def read_member(path: Path, name: str, largest_bytes: int | None = None) -> byte
             return archive.read(name)
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
         raise ValueError(f"{path}: {name} in it is damaged ({error})") from error
+
+
+def torchscript_risk(path: Path) -> str:
+    """What of a TorchScript file's code reaches out of it, as a sentence; empty where nothing does."""
+    for name in members(path):
+        if name.endswith(".py") and (found := REACHES_OUT.search(read_member(path, name))):
+            return f"its TorchScript code uses {found[0].decode().strip()!r}, which reaches files or libraries"
+    return ""
