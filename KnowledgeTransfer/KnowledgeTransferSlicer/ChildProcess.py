@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,7 +76,13 @@ def childEnvironment():
     """The child's environment; Slicer's own is left as it is."""
     library = str(Path(find_spec("KnowledgeTransferLib").origin).parents[1])
     paths = [library, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    own = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+    own = {
+        "KT_ASKED": repr(time.time()),
+        "PYTHONUTF8": "1",
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",
+    }
     return {**os.environ, **own, "PYTHONPATH": os.pathsep.join(paths)}
 
 

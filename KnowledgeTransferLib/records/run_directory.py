@@ -24,7 +24,9 @@ except ImportError:  # Windows
 PARTIAL = ".partial-"
 LEAST_FREE_BYTES = 1 << 16  # with less the disk counts as full
 LOCK_PATIENCE_S = 1.0  # who only looks whether a run is held holds its lock for a moment
-_command: ContextVar[tuple[tuple[str, ...], float]] = ContextVar("command", default=((), time.time()))
+# Since when a file `cancel` is meant for this process: Slicer says when it was asked for, which is before it began.
+_ASKED = float(os.environ.get("KT_ASKED") or time.time())
+_command: ContextVar[tuple[tuple[str, ...], float]] = ContextVar("command", default=((), _ASKED))
 
 
 @contextlib.contextmanager
