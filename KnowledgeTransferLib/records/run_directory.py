@@ -23,6 +23,7 @@ except ImportError:  # Windows
 
 PARTIAL = ".partial-"
 LEAST_FREE_BYTES = 1 << 16  # with less the disk counts as full
+FILE_CLOCK_LAG_S = 0.05  # a file's time may lie so much before the moment at which it was written
 LOCK_PATIENCE_S = 1.0  # who only looks whether a run is held holds its lock for a moment
 # Since when a file `cancel` is meant for this process: Slicer says when it was asked for, which is before it began.
 _ASKED = float(os.environ.get("KT_ASKED") or time.time())
@@ -151,7 +152,7 @@ class RunDirectory:
             for partial in folder.glob(f"{PARTIAL}*"):
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         with contextlib.suppress(FileNotFoundError):
-            if self.cancel.stat().st_mtime < _command.get()[1]:
+            if self.cancel.stat().st_mtime < _command.get()[1] - FILE_CLOCK_LAG_S:
                 self.cancel.unlink()
 
 
