@@ -6,6 +6,8 @@ import torch
 from monai.losses import DiceCELoss
 from torch import nn
 
+from .features import Outputs, Target
+
 
 class DiceCrossEntropy(nn.Module):
     """Dice plus cross-entropy against hard or soft targets.
@@ -19,15 +21,9 @@ class DiceCrossEntropy(nn.Module):
         super().__init__()
         self.loss = DiceCELoss(include_background=False, softmax=True, squared_pred=True, batch=True)
 
-    def forward(self, student: torch.Tensor, teacher: torch.Tensor | None, target: torch.Tensor) -> torch.Tensor:
-        """Scalar loss.
-
-        Args:
-            student: logits `(B, C, ...)`.
-            teacher: logits of a live teacher, which this loss does not need.
-            target: class probabilities `(B, C, ...)`; of an expert annotation they are 0 and 1.
-        """
-        return self.loss(student.float(), target)
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> torch.Tensor:
+        """Scalar loss; it needs no live teacher."""
+        return self.loss(student.logits.float(), target.probabilities)
 
 
 LOSSES = {"dice-ce": DiceCrossEntropy}
@@ -48,7 +44,7 @@ class WeightedLosses(nn.Module):
         self.weights = dict(weights)
         self.losses = nn.ModuleList(LOSSES[name]() for name in weights)
 
-    def forward(self, student: torch.Tensor, teacher: torch.Tensor | None, target: torch.Tensor) -> torch.Tensor:
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> torch.Tensor:
         parts = [
             weight * loss(student, teacher, target)
             for weight, loss in zip(self.weights.values(), self.losses, strict=True)

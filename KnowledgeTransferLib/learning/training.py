@@ -22,6 +22,7 @@ from ..records.settings import DistilSettings
 from .augmentation import augment
 from .batches import PreparedCase, Sampler, to_probabilities
 from .configuration import LOOKS
+from .features import Target, outputs_of
 from .losses import WeightedLosses
 from .predictor import predict
 
@@ -132,7 +133,7 @@ def train_step(training: Training, batch: tuple[torch.Tensor, torch.Tensor], beg
     training.network.train()
     if training.network.dimensions == 2:  # noqa: PLR2004
         image, target = image[..., 0], target[..., 0]
-    loss = training.loss(training.network(image), None, target)
+    loss = training.loss(outputs_of(training.network, image), None, Target(target, image))
     if not torch.isfinite(loss):
         raise ValueError(
             f"the loss is no number any more at step {state.step}; try a lower --learning-rate, or 32-true"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from KnowledgeTransferLib.learning.features import Outputs, Target
 from KnowledgeTransferLib.learning.losses import LOSSES, WeightedLosses
 
 EVERY_LOSS = pytest.mark.parametrize("name", LOSSES)
@@ -25,10 +26,10 @@ def hard_target(seed: int = 0) -> torch.Tensor:
 def test_no_student_near_the_teacher_is_better_than_the_teacher_itself(name, size):
     loss, teacher = LOSSES[name](), logits()
     target = teacher.softmax(1)
-    least = float(loss(teacher.clone(), teacher, target))
+    least = float(value_of(loss, teacher.clone(), teacher, target))
     for seed in range(20):
         other = teacher + size * logits(seed + 1)
-        assert float(loss(other, teacher, target)) > least + 1e-7
+        assert float(value_of(loss, other, teacher, target)) > least + 1e-7
 
 
 @EVERY_LOSS
@@ -36,14 +37,14 @@ def test_the_gradient_vanishes_where_the_student_equals_the_teacher_and_nowhere_
     loss, teacher = LOSSES[name](), logits()
     for student, vanishes in ((teacher.clone(), True), (teacher + 0.5 * logits(1), False)):
         student.requires_grad_()
-        loss(student, teacher, teacher.softmax(1)).backward()
+        value_of(loss, student, teacher, teacher.softmax(1)).backward()
         assert (float(student.grad.abs().max()) < 1e-6) == vanishes
 
 
 @EVERY_LOSS
 def test_the_gradient_reaches_the_student_and_the_heads(name):
     loss, student = LOSSES[name](), logits(1).requires_grad_()
-    loss(student, logits(), logits().softmax(1)).backward()
+    value_of(loss, student, logits(), logits().softmax(1)).backward()
     reached = (student.grad.abs().amax((0, 2, 3, 4)) > 0).tolist()
     assert all(reached), f"classes reached: {reached}"
     for parameter in loss.parameters():
@@ -54,8 +55,8 @@ def test_the_gradient_reaches_the_student_and_the_heads(name):
 def test_a_right_hard_answer_costs_less_than_a_wrong_one(name):
     loss, target = LOSSES[name](), hard_target()
     right, wrong = 20 * target, 20 * target.roll(1, 1)
-    assert float(loss(right, right, target)) < 0.01
-    assert float(loss(wrong, right, target)) > 1
+    assert float(value_of(loss, right, right, target)) < 0.01
+    assert float(value_of(loss, wrong, right, target)) > 1
 
 
 @EVERY_LOSS
@@ -63,9 +64,14 @@ def test_a_patch_without_any_structure_does_no_harm(name):
     target = torch.zeros(SHAPE)
     target[:, 0] = 1
     student = (10 * target).requires_grad_()
-    value = LOSSES[name]()(student, student.detach(), target)
+    value = value_of(LOSSES[name](), student, student.detach(), target)
     value.backward()
     assert value.isfinite() and student.grad.isfinite().all()
+
+
+def value_of(loss, student: torch.Tensor, teacher: torch.Tensor | None, target: torch.Tensor) -> torch.Tensor:
+    """A loss of plain logits."""
+    return loss(Outputs(student), None if teacher is None else Outputs(teacher), Target(target, torch.zeros(SHAPE)))
 
 
 def slow_dice_cross_entropy(student: np.ndarray, target: np.ndarray) -> float:
@@ -92,23 +98,23 @@ def slow_dice_cross_entropy(student: np.ndarray, target: np.ndarray) -> float:
 def test_dice_cross_entropy_equals_its_formula(target):
     student = logits()
     expected = slow_dice_cross_entropy(student.numpy(), target.numpy())
-    assert float(LOSSES["dice-ce"]()(student, None, target)) == pytest.approx(expected, rel=1e-5)
+    assert float(value_of(LOSSES["dice-ce"](), student, None, target)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_dice_cross_entropy_takes_logits_of_half_precision():
     student, target = logits(), hard_target(1)
-    exact = float(LOSSES["dice-ce"]()(student.bfloat16().float(), None, target))
-    assert float(LOSSES["dice-ce"]()(student.bfloat16(), None, target)) == pytest.approx(exact, rel=1e-6)
+    exact = float(value_of(LOSSES["dice-ce"](), student.bfloat16().float(), None, target))
+    assert float(value_of(LOSSES["dice-ce"](), student.bfloat16(), None, target)) == pytest.approx(exact, rel=1e-6)
 
 
 def test_weights_add_up(monkeypatch):
     class Half(torch.nn.Module):
         def forward(self, student, teacher, target):
-            return student.new_tensor(0.5)
+            return student.logits.new_tensor(0.5)
 
     monkeypatch.setitem(LOSSES, "half", Half)
-    one = float(LOSSES["dice-ce"]()(logits(), None, hard_target(1)))
-    both = WeightedLosses({"dice-ce": 2.0, "half": 3.0})(logits(), None, hard_target(1))
+    one = float(value_of(LOSSES["dice-ce"](), logits(), None, hard_target(1)))
+    both = value_of(WeightedLosses({"dice-ce": 2.0, "half": 3.0}), logits(), None, hard_target(1))
     assert float(both) == pytest.approx(2 * one + 1.5)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from KnowledgeTransferLib.learning.features import Outputs, Target
 from KnowledgeTransferLib.learning.losses import WeightedLosses
 from KnowledgeTransferLib.learning.networks import build_named_network, build_network, for_inference, parameters_of
 from KnowledgeTransferLib.learning.networks.inference import folded
@@ -37,7 +38,7 @@ def test_a_design_learns_what_it_is_shown(name, dimensions):
     for _ in range(3):
         logits = network(image)
         assert logits.shape == (2, 3, *size)
-        values.append(loss(logits, None, target))
+        values.append(loss(Outputs(logits), None, Target(target, image)))
         optimizer.zero_grad()
         values[-1].backward()
         optimizer.step()
