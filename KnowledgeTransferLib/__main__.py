@@ -102,7 +102,7 @@ def _segment(options: argparse.Namespace, listener, open_student=None) -> int:
 def _how(options: argparse.Namespace):
     from .learning.student import How
 
-    return How(options.backend, options.precision, options.mirror, options.largest_component, options.max_memory)
+    return How(options.backend, options.precision, options.mirror, options.largest_component, options.most_bytes)
 
 
 def _evaluate(options: argparse.Namespace, listener) -> int:

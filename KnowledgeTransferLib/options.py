@@ -21,6 +21,7 @@ HIDDEN = {
     "cohort",
     "labels",
     "split",
+    "most_bytes",
 }  # have their own option, or none
 WITHOUT = {"minutes": "none"}  # defaults of settings that nothing is chosen for
 GROUPS = {  # of the settings of distil; others stand beside --help
@@ -67,6 +68,9 @@ def _add_annotate(steps) -> None:
         help="model of any known kind, or folder of segmentations; give it several times for several teachers",
     )  # fmt: skip
     _add_trust(step)
+    _add_max_memory(
+        step, "; own bundles then go in smaller blocks, of others only the size of their probabilities is checked"
+    )
     step.add_argument(
         "--describe", metavar="PATH", type=Path,
         help="only write the teacher.json that a bare network (.ts, .pt2, .onnx) needs, to be filled in",
@@ -111,7 +115,12 @@ def _add_how(step) -> None:
     step.add_argument("--precision", default="f32", choices=("f32", "bf16"), help="bf16: faster on some processors")
     step.add_argument("--mirror", action="store_true", help="average over mirror images too: slower, a little better")
     step.add_argument("--largest-component", action="store_true", help="keep the largest part of each structure alone")
-    step.add_argument("--max-memory", type=_gib, metavar="GIB", help="memory it may take (default: what is free)")
+    _add_max_memory(step)
+
+
+def _add_max_memory(step, more: str = "") -> None:
+    text = f"GiB of memory that it may take (default: what is free){more}"
+    step.add_argument("--max-memory", dest="most_bytes", type=_gib, metavar="GIB", help=text)
 
 
 def _gib(text: str) -> int:

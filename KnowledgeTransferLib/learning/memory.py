@@ -52,17 +52,16 @@ def fitting_voxels(student: Student, volume: Volume, image: torch.Tensor) -> int
     return _comfortable(network, size, fitting, PASS_BYTES // each)
 
 
-def check_probabilities_fit(student: Student, volume: Volume) -> None:
+def check_probabilities_fit(volume: Volume, classes: int, most_bytes: int | None = None) -> None:
     """Refuse a volume whose class probabilities do not fit into the memory, before they are made.
 
     Raises:
         ValueError: the message says what would be needed.
     """
-    needed = 4.0 * student.labels.channels * math.prod(volume.shape)
-    free = free_bytes(student.how.most_bytes)
+    needed, free = 4.0 * classes * math.prod(volume.shape), free_bytes(most_bytes)
     if needed > free:
-        found = f"its probabilities of {student.labels.channels} classes need {needed / 2**30:.2f} GiB of memory"
-        advice = "`segment` needs none of them; or give `annotate` its segmentations as a teacher"
+        found = f"its probabilities of {classes} classes need {needed / 2**30:.2f} GiB of memory"
+        advice = "close other programs or allow more (--max-memory); `segment` with a student needs none of them"
         raise ValueError(f"{volume.name}: {found}, and {max(0, free) / 2**30:.2f} GiB may be taken; {advice}")
 
 

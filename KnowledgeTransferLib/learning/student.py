@@ -100,7 +100,7 @@ class Student:
     def predict(self, volume: Volume) -> np.ndarray:
         """Class probabilities `(C, I, J, K)` float32 in the geometry of the volume, background first."""
         image, grid = self.preprocessing.prepare(volume)
-        check_probabilities_fit(self, volume)
+        check_probabilities_fit(volume, self.labels.channels, self.how.most_bytes)
         return probabilities_in_volume(predict(*self._call(volume, image)), grid)
 
     def segment(self, volume: Volume) -> np.ndarray:

@@ -31,6 +31,7 @@ class AnnotateSettings:
     probabilities: bool = _option(True, "keep class probabilities too, for soft-label distillation")
     uncertainty: bool = _option(False, "write a map of the teachers' uncertainty, 0 to 1, for each case")
     device: str = _option("auto", "where the teachers run", ("auto", "cuda", "mps", "cpu"))
+    most_bytes: int | None = _option(None, "of memory for the process; own bundles keep to it", limits=AT_LEAST_ONE)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ..learning.ahead import ahead
+from ..learning.memory import check_probabilities_fit
 from ..learning.predictor import pick_device
+from ..learning.student import How, Student
 from ..learning.teachers import (
     Ensemble,
     Teacher,
@@ -26,7 +28,7 @@ from ..records.progress import Listener, Progress
 from ..records.run_directory import RunDirectory, read_json, write_json
 from ..records.settings import AnnotateSettings, differences, read_settings, write_settings
 
-MAY_CHANGE = ("device", "uncertainty")  # settings that a run may go on with another value of
+MAY_CHANGE = ("device", "uncertainty", "most_bytes")  # settings that a run may go on with another value of
 
 
 def annotate(
@@ -74,6 +76,9 @@ def open_teachers(settings: AnnotateSettings, labels: Labels | None) -> Teacher:
     """The teachers as one."""
     device = pick_device(settings.device)
     teachers = [kind_of(Path(t["path"])).open(Path(t["path"]), device, labels) for t in settings.teachers]
+    for teacher in teachers:
+        if isinstance(teacher, Student):
+            teacher.run_as(How(most_bytes=settings.most_bytes))
     weights = [t["weight"] for t in settings.teachers]
     return teachers[0] if len(teachers) == 1 else Ensemble(teachers, weights)
 
@@ -128,6 +133,7 @@ def _annotate_cases(run, cohort: Cohort, ensemble: Teacher, settings, record: di
     for case, reading in ahead(lambda case: read_image(case.images, case.id), todo):
         try:
             volume = reading.result()
+            check_probabilities_fit(volume, ensemble.labels.channels, settings.most_bytes)
             probabilities = ensemble.predict(volume)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             progress.problem(case.id, error)

@@ -303,3 +303,28 @@ def test_uncertainty_is_an_option(command, an_annotated_run):
     assert command("annotate", an_annotated_run, "--uncertainty").status == 0
     assert RunDirectory(an_annotated_run).uncertainty_map("B_001").is_file()
     assert read_json(RunDirectory(an_annotated_run).settings)["annotate"]["uncertainty"] is True
+
+
+def test_a_case_that_does_not_fit_into_the_memory_is_listed_with_what_would(
+    command, a_teacher, a_foreign_cohort, tmp_path
+):
+    done = command(
+        "annotate", tmp_path / "run", "--cohort", a_foreign_cohort, "--teacher", a_teacher, "--max-memory", 0.1
+    )
+    assert done.status == 2
+    assert "of memory, and 0.00 GiB may be taken" in done.messages and "--max-memory" in done.messages
+    more = command("annotate", tmp_path / "run", "--max-memory", 16)  # may change, for the result does not
+    assert more.status == 0
+    assert read_json(tmp_path / "run" / "settings.json")["annotate"]["most_bytes"] == 16 * 2**30
+
+
+def test_own_bundles_go_in_blocks_that_fit_with_the_same_result(done, run, a_teacher, a_foreign_cohort, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "KnowledgeTransferLib.learning.student.fitting_voxels", lambda student, *_: asked.append(student.how) or 4000
+    )
+    annotate(run, a_foreign_cohort, {str(a_teacher): 1.0}, most_bytes=1 << 40)
+    assert asked and all(how.most_bytes == 1 << 40 for how in asked)
+    for case in read_cohort(a_foreign_cohort).cases:
+        first, second = (read_annotation(r.pseudo_annotation(case.id)) for r in (done, run))
+        np.testing.assert_array_equal(first, second)
