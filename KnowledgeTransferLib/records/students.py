@@ -59,8 +59,8 @@ STUDENTS = {
         Design(
             "large", "dynunet",
             {
-                2: {"channels": (32, 64, 128, 256, 320), "norm": "instance"},
-                3: {"channels": (24, 48, 96, 192), "norm": "instance"},
+                2: {"channels": (32, 64, 128, 256, 320)},
+                3: {"channels": (24, 48, 96, 192)},
             },
             3e-3, 1000, **SLOW,
             sentence="3 to 6 million parameters at full resolution: a good teacher.",

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 
 from KnowledgeTransferLib.learning.features import Outputs, Target
 from KnowledgeTransferLib.learning.losses import WeightedLosses
@@ -55,6 +56,27 @@ def test_a_design_segments_odd_sizes(name, dimensions, shape):
     assert probabilities.shape == (3, *shape)
     torch.testing.assert_close(probabilities.sum(0), torch.ones(shape))
     assert probabilities.std() > 0
+
+
+@EVERY_DESIGN
+@EVERY_DIMENSION
+def test_a_design_names_its_levels_for_hooks_from_fine_to_coarse_and_back(name, dimensions):
+    """In mixed precision and wrapped by Fabric, as in a training."""
+    network = a_network(name, dimensions)
+    grids = {}
+    for tap, module in network.taps.items():
+        network.get_submodule(module).register_forward_hook(
+            lambda *call, tap=tap: grids.update({tap: tuple(call[-1].shape)})
+        )
+    size = (2 * network.total_stride,) * dimensions
+    Fabric(accelerator="cpu", precision="bf16-mixed").setup(network)(torch.randn(2, 1, *size))
+    levels = len(grids) // 2
+    names = [f"encoder{n}" for n in range(1, levels + 1)] + ["bottleneck"]
+    assert list(grids) == names + [name.replace("en", "de", 1) for name in names[-2::-1]]
+    assert all(len(grid) == 2 + dimensions and grid[0] == 2 for grid in grids.values())
+    edges = [grid[2] for grid in grids.values()]
+    assert edges == sorted(edges[: levels + 1], reverse=True) + sorted(edges[levels + 1 :])
+    assert edges[levels] < edges[0] and edges[levels] < edges[-1]
 
 
 @pytest.mark.parametrize(

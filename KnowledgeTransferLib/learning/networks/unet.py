@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from .taps import level_taps
+
 LAYERS = {
     2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.MaxPool2d),
     3: (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.MaxPool3d),
@@ -31,7 +33,7 @@ class UNet(nn.Module):
             voxels of the level below, which halves the work of the decoder.
 
     Every size must be divisible by `total_stride`. `margin` says how far beyond a region its classes depend on the
-    image (None: on the whole image, through a norm).
+    image (None: on the whole image, through a norm). `taps` names the level whose output is each feature.
     """
 
     def __init__(  # noqa: PLR0913 (a network in numbers)
@@ -44,6 +46,9 @@ class UNet(nn.Module):
         self.dimensions = dimensions
         self.total_stride = stem * 2 ** (len(channels) - 1)
         self.margin = _margin(len(channels), convolutions, stem, down) if norm == "batch" else None
+        levels = range(len(channels) - 1)
+        deepest = f"encoder.{len(levels)}"
+        self.taps = level_taps([f"encoder.{n}" for n in levels], deepest, [f"decoder.{n}" for n in levels])
         block = stem**dimensions
         inputs = (in_channels * block, *channels[:-1])
         self.encoder = nn.ModuleList(
