@@ -11,43 +11,52 @@ from ..records.settings import DistilSettings
 
 
 def augment(
-    image: torch.Tensor, target: torch.Tensor, settings: DistilSettings, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+    image: torch.Tensor,
+    target: torch.Tensor,
+    settings: DistilSettings,
+    generator: torch.Generator,
+    *others: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
     """Change a batch at random.
 
     Args:
         image: `(B, C, i, j, k)`; k = 1 for 2-D students.
         target: class probabilities `(B, classes, i, j, k)`; moved together with the image.
         generator: of the CPU; the same state gives the same change on every device.
+        others: `(B, n, i, j, k)`, such as weights of the voxels; moved in the same way.
+
+    Returns:
+        image, target and the others.
     """
-    image, target = _mirror(image, target, settings, generator)
-    image, target = _move(image, target, settings, generator)
-    return _recolour(image, settings, generator), target
+    structures = target[:, 1:]  # the background follows from the rest
+    moved = _mirror((image, structures, *others), settings, generator)
+    image, structures, *others = _move(moved, settings, generator)
+    target = torch.cat([1 - structures.sum(1, keepdim=True), structures], dim=1)
+    return _recolour(image, settings, generator), target, *others
 
 
 def _uniform(shape: tuple[int, ...], largest: float, generator: torch.Generator) -> torch.Tensor:
     return (torch.rand(shape, generator=generator) * 2 - 1) * largest
 
 
-def _mirror(image, target, settings, generator):
+def _mirror(tensors, settings, generator):
     for axis in settings.mirror_axes or ():
-        chosen = torch.rand(len(image), generator=generator) < 0.5  # noqa: PLR2004
-        chosen = chosen.reshape(-1, 1, 1, 1, 1).to(image.device)
-        image, target = (torch.where(chosen, tensor.flip(2 + axis), tensor) for tensor in (image, target))
-    return image, target
+        chosen = torch.rand(len(tensors[0]), generator=generator) < 0.5  # noqa: PLR2004
+        chosen = chosen.reshape(-1, 1, 1, 1, 1).to(tensors[0].device)
+        tensors = [torch.where(chosen, tensor.flip(2 + axis), tensor) for tensor in tensors]
+    return tensors
 
 
-def _move(image, target, settings, generator):
+def _move(tensors, settings, generator):
     """Rotate, scale and shift by one affine map per sample (linear interpolation, edges continued)."""
-    flat = image.shape[4] == 1
-    theta = _affine_maps(image.shape, settings, generator).to(image.device)
-    both = torch.cat([image, target[:, 1:]], dim=1)  # the background follows from the rest
-    both = both[..., 0] if flat else both
-    grid = F.affine_grid(theta, list(both.shape), align_corners=False)
-    both = F.grid_sample(both, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    both = both[..., None] if flat else both
-    image, structures = both.split([image.shape[1], target.shape[1] - 1], dim=1)
-    return image, torch.cat([1 - structures.sum(1, keepdim=True), structures], dim=1)
+    flat = tensors[0].shape[4] == 1
+    theta = _affine_maps(tensors[0].shape, settings, generator).to(tensors[0].device)
+    together = torch.cat(list(tensors), dim=1)
+    together = together[..., 0] if flat else together
+    grid = F.affine_grid(theta, list(together.shape), align_corners=False)
+    together = F.grid_sample(together, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    together = together[..., None] if flat else together
+    return together.split([tensor.shape[1] for tensor in tensors], dim=1)
 
 
 def _affine_maps(shape, settings: DistilSettings, generator: torch.Generator) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ class PreparedCase:
     """One case on the student's grid, mapped from disk: the page cache is the only copy.
 
     `image (C, i, j, k)` float16; `target` uint8: a label map of channels `(1, i, j, k)`, or class probabilities
-    `(classes, i, j, k)` in steps of 1/255; `spots (n, 3)`: voxels that lie in a structure.
+    `(classes, i, j, k)` in steps of 1/255; `spots (n, 3)`: voxels that lie in a structure. A voxel counts `weight`
+    times its `weights (1, i, j, k)`, uint8 in steps of 1/255 (None: 1); `unknown` are the channels that nobody judged.
     """
 
     id: str
@@ -30,6 +32,9 @@ class PreparedCase:
     image: np.ndarray
     target: np.ndarray
     spots: np.ndarray
+    weights: np.ndarray | None = None
+    weight: float = 1.0
+    unknown: tuple[int, ...] = ()
 
 
 class PreparedCases:
@@ -39,16 +44,22 @@ class PreparedCases:
         self.folder = folder
         self.index = folder / "index.json"
 
-    def write(self, number: int, image: torch.Tensor, target: torch.Tensor, seed: int) -> None:
+    def write(
+        self, number: int, image: torch.Tensor, target: torch.Tensor, seed: int, weights: torch.Tensor | None = None
+    ) -> None:
         spots = _spots(target, np.random.default_rng((seed, number)))
         arrays = {"image": image.half().numpy(), "target": target.numpy(), "spots": spots}
+        arrays |= {} if weights is None else {"weights": weights.numpy()}
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, array in arrays.items():
             with told_when_full(self._file(number, name)):
                 np.save(self._file(number, name), array, allow_pickle=False)
 
     def complete(self, index: dict) -> None:
-        """Write the index, whose `cases` are (number, id, group): only now the folder counts as prepared."""
+        """Write the index: only now the folder counts as prepared.
+
+        Its `cases` have number, id and group and, where they are not as usual, `weight` and `unknown`.
+        """
         write_json(self.index, index)
 
     def read_index(self) -> dict:
@@ -58,14 +69,30 @@ class PreparedCases:
         return [self._load(case) for case in self.read_index()["cases"]]
 
     def _load(self, case: dict) -> PreparedCase:
-        arrays = [
-            np.load(self._file(case["number"], name), mmap_mode="r", allow_pickle=False)
-            for name in ("image", "target", "spots")
-        ]
-        return PreparedCase(case["id"], case["group"], *arrays)
+        files = {name: self._file(case["number"], name) for name in ("image", "target", "spots", "weights")}
+        arrays = {
+            name: np.load(file, mmap_mode="r", allow_pickle=False)
+            for name, file in files.items()
+            if name != "weights" or file.is_file()
+        }
+        others = {"weight": case.get("weight", 1.0), "unknown": tuple(case.get("unknown", ()))}
+        return PreparedCase(case["id"], case["group"], **arrays, **others)
 
     def _file(self, number: int, name: str) -> Path:
         return self.folder / f"{number:05d}.{name}.npy"
+
+
+class Batch(NamedTuple):
+    """The patches of one training step, as they lie on disk.
+
+    `image (B, C, i, j, k)` float32; `target (B, 1 or classes, i, j, k)` uint8; `weights (B, 1, i, j, k)` float32, or
+    None where every voxel counts 1; `known (B, classes)` bool, or None where all are.
+    """
+
+    image: torch.Tensor
+    target: torch.Tensor
+    weights: torch.Tensor | None = None
+    known: torch.Tensor | None = None
 
 
 @dataclass
@@ -86,11 +113,21 @@ class Sampler:
     def steps_per_epoch(self) -> int:
         return max(1, -(-len(self.cases) // (self.settings.batch_size * self.ranks)))
 
-    def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image `(B, C, i, j, k)` float32 and target `(B, 1 or classes, i, j, k)` uint8 of one step."""
-        drawn = [self._patch(step, slot) for slot in range(self.settings.batch_size)]
-        images = torch.from_numpy(np.stack([image for image, _ in drawn])).float()
-        return images, self._stack([target for _, target in drawn])
+    def __post_init__(self):
+        self.weighted = any(case.weights is not None or case.weight != 1 for case in self.cases)
+        self.partial = any(case.unknown for case in self.cases)
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of one step."""
+        drawn = [self._place(step, slot) for slot in range(self.settings.batch_size)]
+        cut = [(case, start, self.settings.patch_size_voxels) for case, start in drawn]
+        images = torch.from_numpy(np.stack([_cut(case.image, *where) for case, *where in cut])).float()
+        targets = self._stack([_cut(case.target, *where) for case, *where in cut])
+        weights = np.stack([_weights(case, *where) for case, *where in cut]) if self.weighted else None
+        known = [[c not in case.unknown for c in range(self.classes)] for case, _ in drawn] if self.partial else None
+        return Batch(
+            images, targets, None if weights is None else torch.from_numpy(weights), known and torch.tensor(known)
+        )
 
     def _stack(self, targets: list[np.ndarray]) -> torch.Tensor:
         """Label maps and probabilities in one batch all become probabilities."""
@@ -98,14 +135,14 @@ class Sampler:
             targets = [_steps_of_labels(t, self.classes) if len(t) == 1 else t for t in targets]
         return torch.from_numpy(np.stack(targets))
 
-    def _patch(self, step: int, slot: int) -> tuple[np.ndarray, np.ndarray]:
+    def _place(self, step: int, slot: int) -> tuple[PreparedCase, list[int]]:
+        """A case, and the first voxel of the patch to cut out of it."""
         place = (step * self.ranks + self.rank) * self.settings.batch_size + slot
         epoch, position = divmod(place, len(self.cases))
         order = np.random.default_rng((self.settings.seed, 1, epoch)).permutation(len(self.cases))
         case = self.cases[order[position]]
         random = np.random.default_rng((self.settings.seed, 2, place))
-        start = self._start(case, random)
-        return tuple(_cut(array, start, self.settings.patch_size_voxels) for array in (case.image, case.target))
+        return case, self._start(case, random)
 
     def _start(self, case: PreparedCase, random: np.random.Generator) -> list[int]:
         """First voxel of a patch: anywhere inside the image or, in a share of the draws, around a structure."""
@@ -133,6 +170,13 @@ def to_probabilities(target: torch.Tensor, classes: int) -> torch.Tensor:
 
 def _steps_of_labels(target: np.ndarray, classes: int) -> np.ndarray:
     return (target == np.arange(classes, dtype=np.uint8)[:, None, None, None]).astype(np.uint8) * 255
+
+
+def _weights(case: PreparedCase, start: list[int], size: tuple[int, ...]) -> np.ndarray:
+    """How much each voxel of a patch counts `(1, *size)` float32."""
+    if case.weights is None:
+        return np.full((1, *size), case.weight, np.float32)
+    return _cut(case.weights, start, size) * np.float32(case.weight / 255)
 
 
 def _cut(array: np.ndarray, start: list[int], size: tuple[int, ...]) -> np.ndarray:

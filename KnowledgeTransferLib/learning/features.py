@@ -29,10 +29,15 @@ class Target:
     Args:
         probabilities: of the classes `(B, classes, *size)`; of an expert annotation they are 0 and 1.
         image: what the network saw `(B, C, *size)`.
+        weights: how much each voxel counts `(B, 1, *size)`, 0 for one that is left out; None: all alike.
+        known: which classes somebody judged `(B, classes)` bool, the background always; None: all. Where an unknown
+            structure may lie, `probabilities` say background.
     """
 
     probabilities: torch.Tensor
     image: torch.Tensor
+    weights: torch.Tensor | None = None
+    known: torch.Tensor | None = None
 
 
 def outputs_of(network: nn.Module, image: torch.Tensor, taps: Iterable[str] = ()) -> Outputs:

@@ -20,7 +20,7 @@ from ..records.progress import Progress
 from ..records.run_directory import RunDirectory, written_whole
 from ..records.settings import DistilSettings
 from .augmentation import augment
-from .batches import PreparedCase, Sampler, to_probabilities
+from .batches import Batch, PreparedCase, Sampler, to_probabilities
 from .configuration import LOOKS
 from .features import Target, outputs_of
 from .losses import WeightedLosses
@@ -121,19 +121,15 @@ def train(training: Training, run: RunDirectory, progress: Progress) -> None:
             stage.advance(text=text, check=stop)
 
 
-def train_step(training: Training, batch: tuple[torch.Tensor, torch.Tensor], began: float) -> None:
+def train_step(training: Training, batch: Batch, began: float) -> None:
     """One step of gradient descent on a batch as the sampler gives it."""
     state, fabric = training.state, training.fabric
-    random = torch.Generator().manual_seed(_seed_of_step(training))
-    image, target = (fabric.to_device(tensor) for tensor in batch)
-    image, target = augment(image, to_probabilities(target, training.sampler.classes), training.settings, random)
+    target = augmented_target(training, batch)
     state.preparing_s += time.monotonic() - began
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(state.step / training.total_steps, training.settings.learning_rate)
     training.network.train()
-    if training.network.dimensions == 2:  # noqa: PLR2004
-        image, target = image[..., 0], target[..., 0]
-    loss = training.loss(outputs_of(training.network, image), None, Target(target, image))
+    loss = training.loss(outputs_of(training.network, target.image), None, target)
     if not torch.isfinite(loss):
         raise ValueError(
             f"the loss is no number any more at step {state.step}; try a lower --learning-rate, or 32-true"
@@ -143,6 +139,20 @@ def train_step(training: Training, batch: tuple[torch.Tensor, torch.Tensor], beg
     fabric.clip_gradients(training.network, training.optimizer, max_norm=1.0)
     training.optimizer.step()
     state.loss_sum += float(loss.detach())
+
+
+def augmented_target(training: Training, batch: Batch) -> Target:
+    """What the network sees of a batch and shall say of it, changed at random; without a third axis in 2-D."""
+    random = torch.Generator().manual_seed(_seed_of_step(training))
+    image, target, weights, known = (
+        tensor if tensor is None else training.fabric.to_device(tensor) for tensor in batch
+    )
+    target = to_probabilities(target, training.sampler.classes)
+    others = () if weights is None else (weights,)
+    moved = augment(image, target, training.settings, random, *others)
+    flat = training.network.dimensions == 2  # noqa: PLR2004
+    image, target, *others = (tensor[..., 0] if flat else tensor for tensor in moved)
+    return Target(target, image, others[0] if others else None, known)
 
 
 def end_epoch(training: Training, progress: Progress) -> bool:
@@ -174,14 +184,14 @@ def end_epoch(training: Training, progress: Progress) -> bool:
 
 
 def held_out_dice(training: Training) -> float:
-    """Mean Dice over the held-out cases and their structures, with what they were annotated with."""
+    """Mean Dice over the held-out cases and their known structures, with what they were annotated with."""
     network = training.network.module.eval()
     scores = []
     for case in training.held_out:
         image = torch.from_numpy(np.asarray(case.image, np.float32))
         decision = predict(network, image, network.dimensions, training.limit_voxels).argmax(0).numpy()
         truth = np.asarray(case.target[0] if len(case.target) == 1 else case.target.argmax(0))
-        for channel in range(1, training.sampler.classes):
+        for channel in sorted({*range(1, training.sampler.classes)} - {*case.unknown}):
             a, b = decision == channel, truth == channel
             if a.any() or b.any():
                 scores.append(2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b)))

@@ -68,6 +68,16 @@ def test_the_target_moves_with_the_image(shape, amounts):
 
 
 @SHAPES
+def test_weights_move_with_the_image_and_change_nothing_else(shape):
+    image, target = blobs(shape)
+    alone = augment(image, target, EVERYTHING, seeded(2))
+    *both, weights = augment(image, target, EVERYTHING, seeded(2), target[:, 1:])
+    assert all(torch.equal(a, b) for a, b in zip(alone, both, strict=True))
+    torch.testing.assert_close(weights, both[1][:, 1:])
+    assert not torch.allclose(weights, target[:, 1:], atol=0.01)
+
+
+@SHAPES
 @pytest.mark.parametrize("settings", [EVERYTHING, changed(rotation_degrees=90, shift_share=0.5)], ids=["usual", "wild"])
 def test_the_target_stays_a_probability(shape, settings):
     _, target = augment(*a_batch(shape, 8), settings, seeded())

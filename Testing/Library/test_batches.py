@@ -36,7 +36,7 @@ def test_a_step_depends_on_the_seed_and_its_number_alone():
     walked = a_sampler()
     batches = [walked(step) for step in range(6)]
     for step in (5, 0, 3):
-        image, target = a_sampler()(step)
+        image, target, *_ = a_sampler()(step)
         assert torch.equal(image, batches[step][0])
         assert torch.equal(target, batches[step][1])
     assert not torch.equal(a_sampler(seed=8)(5)[0], batches[5][0])
@@ -76,7 +76,7 @@ def test_image_and_target_are_cut_at_the_same_place():
     sampler = a_sampler(foreground_share=1.0)
     found = 0
     for step in range(10):
-        image, target = sampler(step)
+        image, target, *_ = sampler(step)
         assert image.dtype == torch.float32 and image.shape == (3, 4, 4, 4, 2)
         assert target.dtype == torch.uint8 and target.shape == (3, 1, 4, 4, 2)
         for place in (target[:, 0] == 2).nonzero():
@@ -102,7 +102,7 @@ def test_patches_come_from_everywhere():
 
 def test_a_patch_larger_than_the_image_continues_its_edges():
     sampler = a_sampler(patch_size_voxels=(13, 4, 8), foreground_share=1.0)
-    image, target = sampler(0)
+    image, target, *_ = sampler(0)
     assert image.shape == (3, 4, 13, 4, 8)
     assert image[0, 1, :, 0, 0].tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
     assert image[0, 3, 0, 0].tolist() == [0, 0, 0, 1, 2, 3, 4, 4]
@@ -130,7 +130,7 @@ def test_a_structure_is_met_near_the_middle_of_its_patch_but_not_always_at_one_p
 
 def test_a_case_without_any_structure_is_drawn_too():
     empty = dataclasses.replace(a_case(0), spots=np.zeros((0, 3), np.int32), target=np.zeros((1, 9, 7, 5), np.uint8))
-    image, target = Sampler([empty], 3, dataclasses.replace(SETTINGS, foreground_share=1.0))(0)
+    image, target, *_ = Sampler([empty], 3, dataclasses.replace(SETTINGS, foreground_share=1.0))(0)
     assert image.shape == (3, 4, 4, 4, 2) and not target.any()
 
 
@@ -141,6 +141,29 @@ def test_label_maps_and_probabilities_mix_in_one_batch():
     mixed = Sampler(soft, 3, settings)(0)[1]
     assert labels.shape == (4, 1, 4, 4, 2) and mixed.shape == (4, 3, 4, 4, 2)
     torch.testing.assert_close(to_probabilities(mixed, 3), to_probabilities(labels, 3), rtol=0, atol=0)
+
+
+def test_voxels_count_alike_and_all_structures_are_known_unless_a_case_says_otherwise():
+    batch = a_sampler()(0)
+    assert batch.weights is None and batch.known is None
+
+
+def test_weights_are_cut_where_the_image_is_and_multiplied_by_that_of_the_case():
+    weights = (np.indices((9, 7, 5))[:1] * 20).astype(np.uint8)
+    cases = [dataclasses.replace(a_case(0), weights=weights, weight=3.0), a_case(1)]
+    batch = Sampler(cases, 3, dataclasses.replace(SETTINGS, batch_size=4))(2)
+    assert batch.weights.shape == (4, 1, 4, 4, 2) and batch.weights.dtype == torch.float32
+    assert cases_of(batch).count(0) == 2
+    for image, found in zip(batch.image, batch.weights, strict=True):
+        expected = image[1] * 20 / 255 * 3 if image[0, 0, 0, 0] == 0 else torch.ones(4, 4, 2)
+        torch.testing.assert_close(found[0], expected)
+
+
+def test_a_batch_tells_which_structures_nobody_judged_in_each_of_its_cases():
+    cases = [a_case(0), dataclasses.replace(a_case(1), unknown=(2,))]
+    batch = Sampler(cases, 3, dataclasses.replace(SETTINGS, batch_size=4))(0)
+    assert [row[2] for row in batch.known.tolist()] == [case == 0 for case in cases_of(batch)]
+    assert batch.known[:, :2].all() and batch.weights is None
 
 
 def test_targets_become_probabilities():
@@ -163,6 +186,19 @@ def test_prepared_cases_come_back_from_disk_as_they_were_written(tmp_path):
     np.testing.assert_array_equal(case.image, image.half().numpy())
     np.testing.assert_array_equal(case.target, target.numpy())
     assert isinstance(case.image, np.memmap)
+
+
+def test_weights_and_unknown_structures_come_back_from_disk(tmp_path):
+    cases, image = PreparedCases(tmp_path), torch.randn(1, 6, 5, 4)
+    target, weights = (torch.randint(0, 3, (1, 6, 5, 4), dtype=torch.uint8) for _ in range(2))
+    cases.write(0, image, target, seed=0, weights=weights)
+    cases.write(1, image, target, seed=0)
+    usual = {"id": "a", "group": "a"}
+    cases.complete({"cases": [{"number": 0, **usual, "weight": 2.5, "unknown": [2]}, {"number": 1, **usual}]})
+    first, second = cases.load()
+    np.testing.assert_array_equal(first.weights, weights.numpy())
+    assert (first.weight, first.unknown) == (2.5, (2,))
+    assert (second.weights, second.weight, second.unknown) == (None, 1.0, ())
 
 
 @pytest.mark.parametrize("soft", [False, True])

@@ -69,36 +69,78 @@ def test_a_patch_without_any_structure_does_no_harm(name):
     assert value.isfinite() and student.grad.isfinite().all()
 
 
-def value_of(loss, student: torch.Tensor, teacher: torch.Tensor | None, target: torch.Tensor) -> torch.Tensor:
-    """A loss of plain logits."""
-    return loss(Outputs(student), None if teacher is None else Outputs(teacher), Target(target, torch.zeros(SHAPE)))
+def value_of(loss, student, teacher, target: torch.Tensor, **partial) -> torch.Tensor:
+    """A loss of plain logits; `partial` are weights and known structures."""
+    seen = Target(target, torch.zeros(SHAPE), **partial)
+    return loss(Outputs(student), None if teacher is None else Outputs(teacher), seen)
 
 
-def slow_dice_cross_entropy(student: np.ndarray, target: np.ndarray) -> float:
-    """1 - mean over structures of 2 sum(p t) / (sum p^2 + sum t^2), plus -mean over voxels of sum_c t log p."""
+def weights(seed: int = 0) -> torch.Tensor:
+    return torch.rand(2, 1, *SHAPE[2:], generator=torch.Generator().manual_seed(seed))
+
+
+@EVERY_LOSS
+def test_weights_of_1_and_structures_that_are_all_known_change_nothing(name):
+    loss, student, target = LOSSES[name](), logits(), logits(1).softmax(1)
+    alike = {"weights": torch.ones(2, 1, *SHAPE[2:]), "known": torch.ones(2, 3, dtype=torch.bool)}
+    plain = float(value_of(loss, student, logits(1), target))
+    assert float(value_of(loss, student, logits(1), target, **alike)) == pytest.approx(plain, rel=1e-5)
+
+
+@EVERY_LOSS
+def test_voxels_of_weight_0_give_no_loss(name):
+    loss, student, target = LOSSES[name](), logits().requires_grad_(), hard_target(1)
+    counted = (weights() > 0.5).float()
+    value_of(loss, student, target, target, weights=counted).backward()
+    reached = student.grad.abs().amax(1, keepdim=True) > 0
+    assert torch.equal(reached, counted > 0)
+    nothing = value_of(loss, student, target, target, weights=torch.zeros_like(counted))
+    assert float(nothing.detach()) == pytest.approx(0, abs=1e-5)
+
+
+@EVERY_LOSS
+def test_what_a_student_says_of_an_unknown_structure_instead_of_the_background_does_not_matter(name):
+    loss, known = LOSSES[name](), torch.tensor([[True, True, False], [True, True, True]])
+    student, target = logits(), hard_target(1)
+    target[0, 0] += target[0, 2]
+    target[0, 2] = 0
+    merged = student.clone()
+    merged[0, 0] = student[0, [0, 2]].logsumexp(0)
+    merged[0, 2] = -1e4
+    found = float(value_of(loss, student, target, target, known=known))
+    assert found == pytest.approx(float(value_of(loss, merged, target, target)), rel=1e-5)
+    student.requires_grad_()
+    value_of(loss, student, target, target, known=known).backward()
+    assert student.grad.isfinite().all()
+
+
+def slow_dice_cross_entropy(student: np.ndarray, target: np.ndarray, weight: np.ndarray) -> float:
+    """1 - mean over structures of 2 sum(w p t) / (sum w p^2 + sum w t^2), plus -sum(w sum_c t log p) / sum w."""
     tiny, batch, classes = 1e-5, *student.shape[:2]
     overlap, sizes = np.zeros(classes), np.zeros(classes)
-    entropy, voxels = 0.0, 0
+    entropy = 0.0
     for b in range(batch):
         for place in np.ndindex(*student.shape[2:]):
             z = [float(student[(b, c, *place)]) for c in range(classes)]
             top = max(z)
             normaliser = top + math.log(sum(math.exp(value - top) for value in z))
             for c in range(classes):
-                t, log_p = float(target[(b, c, *place)]), z[c] - normaliser
-                overlap[c] += t * math.exp(log_p)
-                sizes[c] += t**2 + math.exp(2 * log_p)
-                entropy -= t * log_p
-            voxels += 1
+                t, log_p, w = float(target[(b, c, *place)]), z[c] - normaliser, float(weight[(b, 0, *place)])
+                overlap[c] += w * t * math.exp(log_p)
+                sizes[c] += w * (t**2 + math.exp(2 * log_p))
+                entropy -= w * t * log_p
     dice = np.mean([1 - (2 * overlap[c] + tiny) / (sizes[c] + tiny) for c in range(1, classes)])
-    return dice + entropy / voxels
+    return dice + entropy / weight.sum()
 
 
 @pytest.mark.parametrize("target", [logits(1).softmax(1), hard_target(1)], ids=["soft", "hard"])
 def test_dice_cross_entropy_equals_its_formula(target):
     student = logits()
-    expected = slow_dice_cross_entropy(student.numpy(), target.numpy())
+    expected = slow_dice_cross_entropy(student.numpy(), target.numpy(), np.ones((2, 1, *SHAPE[2:])))
     assert float(value_of(LOSSES["dice-ce"](), student, None, target)) == pytest.approx(expected, rel=1e-5)
+    expected = slow_dice_cross_entropy(student.numpy(), target.numpy(), weights().numpy())
+    found = float(value_of(LOSSES["dice-ce"](), student, None, target, weights=weights()))
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_dice_cross_entropy_takes_logits_of_half_precision():

@@ -100,6 +100,26 @@ def test_the_held_out_dice_equals_a_plain_formula(monkeypatch):
     assert held_out_dice(training) == pytest.approx(2 * overlap / (truth.sum() + found.sum()))
 
 
+def test_structures_that_nobody_judged_are_not_looked_at_in_held_out_patients():
+    training = a_training()
+    assert held_out_dice(training) > 0
+    training.held_out = [dataclasses.replace(training.held_out[0], unknown=(1,))]
+    assert held_out_dice(training) == 0
+
+
+def test_weights_and_known_structures_reach_the_loss_in_the_dimensions_of_the_student(tmp_path):
+    training, seen = a_training(epochs=1), []
+    ramp = np.linspace(0, 255, 256).reshape(1, 16, 16, 1).astype(np.uint8)
+    training.sampler = dataclasses.replace(
+        training.sampler, cases=[dataclasses.replace(case, weights=ramp, unknown=(1,)) for case in training.sampler.cases]
+    )
+    training.loss.register_forward_hook(lambda module, inputs, output: seen.append(inputs[2]))
+    train(training, RunDirectory(tmp_path), PROGRESS)
+    assert seen[0].image.shape == seen[0].weights.shape == (2, 1, 16, 16)
+    assert 0 <= seen[0].weights.min() < 0.2 and 0.8 < seen[0].weights.max() <= 1
+    assert seen[0].known.tolist() == [[True, False]] * 2
+
+
 def test_a_budget_of_twice_the_minutes_holds_twice_the_epochs(monkeypatch):
     seconds = iter(np.arange(0, 1000, 0.5))
     monkeypatch.setattr(module.time, "monotonic", lambda: float(next(seconds)))
