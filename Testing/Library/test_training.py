@@ -111,7 +111,8 @@ def test_weights_and_known_structures_reach_the_loss_in_the_dimensions_of_the_st
     training, seen = a_training(epochs=1), []
     ramp = np.linspace(0, 255, 256).reshape(1, 16, 16, 1).astype(np.uint8)
     training.sampler = dataclasses.replace(
-        training.sampler, cases=[dataclasses.replace(case, weights=ramp, unknown=(1,)) for case in training.sampler.cases]
+        training.sampler,
+        cases=[dataclasses.replace(case, weights=ramp, unknown=(1,)) for case in training.sampler.cases],
     )
     training.loss.register_forward_hook(lambda module, inputs, output: seen.append(inputs[2]))
     train(training, RunDirectory(tmp_path), PROGRESS)
