@@ -39,9 +39,16 @@ def breaks_off(file: Path) -> bool:
 def _open(filename, mode: str = "rb", compresslevel: int = 1, mtime: float = 0, keep_open: bool = False):
     """As nibabel's own: no name and no time in the file, so that the same voxels give the same bytes."""
     if "r" in mode:
-        return igzip.open(filename, "rb")
+        return _Read(filename, "rb")
     raw = open(filename, "wb")  # noqa: SIM115 (closed with what is around it)
     return _Written(raw, min(compresslevel, HIGHEST_LEVEL), mtime)
+
+
+class _Read(igzip.IGzipFile if igzip else object):
+    """A gzip file that is read without a second copy of what is in it."""
+
+    def readinto(self, buffer) -> int:
+        return self._buffer.readinto(buffer)
 
 
 class _Written(igzip.IGzipFile if igzip else object):

@@ -11,7 +11,7 @@ from .predictor import blocks_of
 from .resources import FREE_SHARE, free_bytes
 
 if TYPE_CHECKING:
-    from .student import Student
+    from .student import Prepared, Student
     from .volume import Volume
 
 WAY_BACK_BYTES = 24  # for each voxel of a block: winners, cells, rows of the class maps
@@ -21,15 +21,15 @@ MOST_REPEATED = 1.5  # voxels that go through the network for each one of the im
 LARGEST_TENSOR = (1 << 31) - 1  # elements; some kernels count them in 32 bits
 
 
-def fitting_voxels(student: Student, volume: Volume, image: torch.Tensor) -> int:
-    """Voxels of the largest piece of a prepared image `(C, i, j, k)` that fits into the memory.
+def fitting_voxels(student: Student, prepared: Prepared) -> int:
+    """Voxels of the largest piece of a prepared image that fits into the memory.
 
     Raises:
         ValueError: not even the smallest piece fits; the message says what would.
     """
-    network, size = student.network, image.shape[1:]
+    network, size = student.network, prepared.image.shape[1:]
     each = bytes_per_voxel(student) + WAY_BACK_BYTES
-    fixed = OVERHEAD_BYTES + math.prod(volume.shape) + 4 * image.numel()
+    fixed = OVERHEAD_BYTES + math.prod(prepared.grid.shape) + 4 * prepared.image.numel()
     free = free_bytes(student.how.most_bytes)
     most = LARGEST_TENSOR // student.labels.channels
     if network.margin is None:
@@ -46,7 +46,7 @@ def fitting_voxels(student: Student, volume: Volume, image: torch.Tensor) -> int
         needed = (fixed + smallest * each) / 2**30
         advice = "close other programs, allow more (--max-memory), or take a student of coarser spacing"
         raise ValueError(
-            f"{volume.name}: segmenting it needs {needed:.2f} GiB of memory beside what is in use, and "
+            f"{prepared.name}: segmenting it needs {needed:.2f} GiB of memory beside what is in use, and "
             f"{max(0, free) / 2**30:.2f} GiB may be taken; {advice}"
         )
     return _comfortable(network, size, fitting, PASS_BYTES // each)

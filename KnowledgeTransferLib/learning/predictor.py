@@ -37,7 +37,6 @@ def predict(network, image: torch.Tensor, dimensions: int, limit_voxels: int, mi
     return whole
 
 
-@torch.inference_mode()
 def class_maps(network, image: torch.Tensor, dimensions: int, limit_voxels: int, mirror=()) -> Iterator[Block]:
     """Logits of a prepared image, block by block.
 
@@ -68,6 +67,7 @@ def class_maps(network, image: torch.Tensor, dimensions: int, limit_voxels: int,
         maps = run(part[None])[0] if dimensions == 3 else run(part.permute(3, 0, 1, 2)).permute(1, 2, 3, 0)
         ends = (min(b + 1, n, r) for b, n, (_, r) in zip(stop, size, region, strict=True))
         yield start, stop, maps[_cut((a - r, b - r) for a, b, (r, _) in zip(start, ends, region, strict=True))]
+        del maps  # the next pass needs its memory
 
 
 def blocks_of(network, dimensions: int, shape: Size, limit_voxels: int):
@@ -90,25 +90,26 @@ def blocks(shape, steps, margins, limit_voxels: int) -> Iterator[tuple[Size, Siz
         start and stop of each block, and of its input along each axis.
     """
 
-    def cost(parts) -> tuple[int, int, int]:
+    def cost(axes) -> tuple[int, int, int]:
         """Voxels of the largest input where they are too many, those of all inputs, and the number of blocks."""
-        voxels = math.prod(max(b - a for *_, (a, b) in axis) for axis in parts)
-        all_voxels = math.prod(sum(b - a for *_, (a, b) in axis) for axis in parts)
-        return voxels if voxels > limit_voxels else 0, all_voxels, math.prod(map(len, parts))
+        voxels, all_voxels, count = (math.prod(counted) for counted in zip(*(axis[1:] for axis in axes), strict=True))
+        return voxels if voxels > limit_voxels else 0, all_voxels, count
 
     along = [
         [_parts(length, edge, margin) for edge in _edges(length, step)]
         for length, step, margin in zip(shape, steps, margins, strict=True)
     ]
-    for block in product(*min(product(*along), key=cost)):
+    for block in product(*(axis[0] for axis in min(product(*along), key=cost))):
         start, stop, region = zip(*block, strict=True)
         yield start, stop, list(region)
 
 
-def _parts(length: int, edge: int, margin: int) -> list[tuple[int, int, tuple[int, int]]]:
-    """Start and stop of each part of an axis, and of its input."""
+def _parts(length: int, edge: int, margin: int) -> tuple[list[tuple[int, int, tuple[int, int]]], int, int, int]:
+    """Start and stop of each part of an axis, and of its input; length of the largest input, of all, their number."""
     bounds = [(start, min(start + edge, length)) for start in range(0, length, edge)]
-    return [(a, b, (max(0, a - margin), min(length, b + margin))) for a, b in bounds]
+    parts = [(a, b, (max(0, a - margin), min(length, b + margin))) for a, b in bounds]
+    lengths = [b - a for *_, (a, b) in parts]
+    return parts, max(lengths), sum(lengths), len(parts)
 
 
 def _edges(length: int, step: int) -> list[int]:
@@ -136,6 +137,7 @@ def _mirrored(network, axes: tuple[int, ...]) -> Callable[[torch.Tensor], torch.
     """`(B, C, *size)` to logits on the CPU: the mean over the image and its mirror images."""
     ways = [[2 + axis for axis in chosen] for n in range(len(axes) + 1) for chosen in combinations(axes, n)]
 
+    @torch.inference_mode()
     def run(batch: torch.Tensor) -> torch.Tensor:
         total = _logits(network, batch)
         for way in ways[1:]:
@@ -154,6 +156,7 @@ def _in_windows(run, limit_voxels: int, stride: int) -> Callable[[torch.Tensor],
     """The same in overlapping windows with Gaussian weights."""
     from monai.inferers import sliding_window_inference  # MONAI takes 200 MiB and two seconds, which few students need
 
+    @torch.inference_mode()
     def in_windows(batch: torch.Tensor) -> torch.Tensor:
         edge = max(2, int(limit_voxels ** (1 / (batch.dim() - 2)) + 1e-6) // stride) * stride
         window = [min(edge, n) for n in batch.shape[2:]]

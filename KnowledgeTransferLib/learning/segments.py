@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from ..records.labels import Labels, Structure, read_labels
 
@@ -34,6 +33,8 @@ def labels_of_segmentation(file: Path) -> Labels:
     Raises:
         ValueError: it is no image, or its header names no segments.
     """
+    import SimpleITK as sitk  # 90 MiB, which who has NIfTI does not need
+
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
     try:

@@ -22,7 +22,7 @@ from .memory import check_probabilities_fit, fitting_voxels
 from .model_card import model_card, monai_inference, monai_metadata
 from .networks import build_network, parameters_of
 from .predictor import class_maps, predict, whole_image_limit
-from .preprocessing import Preprocessing, probabilities_in_volume, way_back
+from .preprocessing import Grid, Preprocessing, probabilities_in_volume, way_back
 from .volume import Volume
 
 
@@ -42,6 +42,16 @@ class How:
     mirror: bool = False
     largest_component: bool = False
     most_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A volume as a student sees it, and what an answer needs to be brought back; the volume itself is not kept."""
+
+    image: torch.Tensor  # (C, i, j, k) float32
+    grid: Grid
+    affine: np.ndarray  # of the volume
+    name: str
 
 
 @dataclass
@@ -97,24 +107,33 @@ class Student:
         self.how = how
         return self
 
+    def prepare(self, volume: Volume) -> Prepared:
+        """Bring a volume to the student's grid; errors as `Preprocessing.prepare`."""
+        return Prepared(*self.preprocessing.prepare(volume), volume.affine, volume.name)
+
     def predict(self, volume: Volume) -> np.ndarray:
         """Class probabilities `(C, I, J, K)` float32 in the geometry of the volume, background first."""
-        image, grid = self.preprocessing.prepare(volume)
+        prepared = self.prepare(volume)
         check_probabilities_fit(volume, self.labels.channels, self.how.most_bytes)
-        return probabilities_in_volume(predict(*self._call(volume, image)), grid)
+        return probabilities_in_volume(predict(*self._call(prepared)), prepared.grid)
 
     def segment(self, volume: Volume) -> np.ndarray:
-        """Label map `(I, J, K)` uint8 in the geometry of the volume; no class maps of its size exist on the way."""
-        image, grid = self.preprocessing.prepare(volume)
-        back = way_back(grid, tuple(image.shape[1:]), self.labels.values)
-        for start, stop, maps in class_maps(*self._call(volume, image)):
+        """Label map `(I, J, K)` uint8 in the geometry of the volume."""
+        return self.decide(self.prepare(volume))
+
+    def decide(self, prepared: Prepared) -> np.ndarray:
+        """Label map `(I, J, K)` uint8 of a prepared volume; no class maps of its size exist on the way."""
+        back = way_back(prepared.grid, tuple(prepared.image.shape[1:]), self.labels.values)
+        for start, stop, maps in class_maps(*self._call(prepared)):
             back.put(maps, start, stop, logits=True)
+            del maps  # the next pass needs its memory
         return largest_components(back.decision) if self.how.largest_component else back.decision
 
-    def _call(self, volume: Volume, image: torch.Tensor) -> tuple:
+    def _call(self, prepared: Prepared) -> tuple:
         """The arguments of the predictor."""
-        limit = fitting_voxels(self, volume, image)
-        return self.runner, image, self.preprocessing.dimensions, limit, self.mirror_axes if self.how.mirror else ()
+        limit = fitting_voxels(self, prepared)
+        mirror = self.mirror_axes if self.how.mirror else ()
+        return self.runner, prepared.image, self.preprocessing.dimensions, limit, mirror
 
 
 def new_network(design: Design, preprocessing: Preprocessing, labels: Labels, seed: int) -> nn.Module:

@@ -9,20 +9,15 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk
 
-from ..records.cohort import is_dicom_folder
 from ..records.labels import Labels
 from ..records.run_directory import written_whole
 from .ahead import in_threads
 from .fast_gzip import breaks_off, use_fast_gzip
-from .segments import numbered_as, segment_fields
+from .segments import numbered_as
 from .voxel_checks import check_file, check_shape, check_values, check_voxels, times, whole_numbers
 
-RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-UNEVEN_SLICES = "ITK_non_uniform_sampling_deviation"  # what ITK notes of a series with gaps
-sitk.ProcessObject.SetGlobalWarningDisplay(False)
 use_fast_gzip()
 
 
@@ -140,11 +135,11 @@ def write_annotation(path: Path, array: np.ndarray, affine: np.ndarray, labels: 
     suffix = annotation_suffix(path)
     with written_whole(path) as temporary:
         if suffix == ".seg.nrrd":
-            _write_segmentation(temporary, array, affine, labels)
+            _itk().write_segmentation(temporary, array, affine, labels)
         elif suffix in (".nii", ".nii.gz"):
             _write_nifti(temporary, array.astype(np.uint8, copy=False), affine)
         else:
-            _write_with_sitk(temporary, array.astype(np.uint8), affine, path)
+            _itk().write_with_itk(temporary, array.astype(np.uint8), affine, path)
 
 
 def annotation_suffix(path: Path) -> str:
@@ -166,7 +161,7 @@ def write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
         if str(path).endswith((".nii", ".nii.gz")):
             _write_nifti(temporary, array, affine)
         else:
-            _write_with_sitk(temporary, array, affine, Path(path))
+            _itk().write_with_itk(temporary, array, affine, Path(path))
 
 
 def write_probabilities(path: Path, probabilities: np.ndarray, affine: np.ndarray) -> None:
@@ -198,7 +193,8 @@ def _read(file: Path) -> Volume:
     try:
         with warnings.catch_warnings(), _quiet_nibabel():
             warnings.simplefilter("ignore")
-            volume = _read_nifti(file) if file.name.lower().endswith((".nii", ".nii.gz")) else _read_with_sitk(file)
+            is_nifti = file.name.lower().endswith((".nii", ".nii.gz"))
+            volume = _read_nifti(file) if is_nifti else Volume(*_itk().read_with_itk(file))
     except (ValueError, MemoryError):
         raise
     except Exception as error:  # every library has its own kinds of complaint about a damaged file
@@ -232,68 +228,6 @@ def _nifti(file: Path):
         raise ValueError(f"{file}: {reason} ({_first_line(error)})") from error
 
 
-def _read_with_sitk(file: Path) -> Volume:
-    reader = _series_reader(file) if file.is_dir() else _file_reader(file)
-    image = reader.Execute()
-    if _has_gaps(reader, image):
-        raise ValueError(f"{file}: slices are missing or unevenly spaced; copy the whole series, or resample it")
-    dimension, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
-    if file.is_dir() or dimension == 2:
-        check_shape(list(image.GetSize()) + [1] * (3 - dimension), 4, file)
-    if "complex" in image.GetPixelIDTypeAsString():
-        raise ValueError(f"{file}: complex voxels are not supported; grey values are needed")
-    array = sitk.GetArrayFromImage(image)  # (K, J, I, C), K and C only where there are some
-    array = array.reshape(*image.GetSize()[::-1], components) if components > 1 else array[..., None]
-    array = array[None] if dimension == 2 else array
-    picture = file.name.lower().endswith(PICTURES)
-    array = array[..., :3] if picture and components == 4 else array  # its fourth channel is opacity
-    # A picture's dots per inch are no physical size: its pixels count as 1 mm.
-    affine = RAS_OF_LPS if picture else _affine_of(image)
-    return Volume(np.ascontiguousarray(array.transpose(3, 2, 1, 0)), affine)
-
-
-def _has_gaps(reader, image: sitk.Image) -> bool:
-    """Whether the slices of a DICOM series lie unevenly by more than a tenth of their distance; less is rounding."""
-    if not image.HasMetaDataKey(UNEVEN_SLICES):
-        return False
-    places = [sitk.ReadImage(file).GetOrigin() for file in reader.GetFileNames()]
-    steps_mm = np.linalg.norm(np.diff(places, axis=0), axis=1)
-    return float(np.ptp(steps_mm)) > 0.1 * float(np.median(steps_mm))
-
-
-def _file_reader(file: Path) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    reader.ReadImageInformation()
-    size = list(reader.GetSize())
-    while len(size) > 3 and size[-1] == 1:
-        size.pop()
-    bytes_each = sitk.Image([1] * 2, reader.GetPixelID()).GetSizeOfPixelComponent() * reader.GetNumberOfComponents()
-    check_shape(size + [1] * (3 - len(size)), bytes_each, file)
-    return reader
-
-
-def _series_reader(folder: Path) -> sitk.ImageSeriesReader:
-    if not is_dicom_folder(folder):
-        raise ValueError(f"{folder}: is a folder without DICOM files")
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        raise ValueError(f"{folder}: holds {len(series)} DICOM series; put each into a folder of its own")
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
-    return reader
-
-
-def _affine_of(image: sitk.Image) -> np.ndarray:
-    dimension = image.GetDimension()
-    affine = np.eye(4)
-    direction = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :3]
-    n = min(dimension, 3)
-    affine[:n, :n] = direction * np.array(image.GetSpacing())[None, :n]
-    affine[:n, 3] = image.GetOrigin()[:n]
-    return RAS_OF_LPS @ affine
-
-
 def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, slope: float | None = None) -> None:
     image = nibabel.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
@@ -304,30 +238,11 @@ def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, slope: float
     nibabel.save(image, path)
 
 
-def _write_with_sitk(temporary: Path, array: np.ndarray, affine: np.ndarray, path: Path) -> None:
-    picture = path.name.lower().endswith(PICTURES)
-    if picture and array.shape[2] != 1:
-        found = f"a volume of {array.shape[2]} slices does not fit into one picture"
-        raise ValueError(f"{path}: {found}; choose .nii.gz or .nrrd")
-    image = sitk.GetImageFromArray(array[:, :, 0].T) if picture else _sitk_image(array, affine)
-    sitk.WriteImage(image, str(temporary), useCompression=True)
+def _itk():
+    """What reads and writes the other formats; imported when the first such file comes."""
+    from . import itk_files
 
-
-def _write_segmentation(path: Path, array: np.ndarray, affine: np.ndarray, labels: Labels) -> None:
-    image = _sitk_image(array.astype(np.uint8), affine)
-    for key, value in segment_fields(labels, array.shape).items():
-        image.SetMetaData(key, value)
-    sitk.WriteImage(image, str(path), useCompression=True)
-
-
-def _sitk_image(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
-    image = sitk.GetImageFromArray(array.transpose(2, 1, 0))
-    lps = RAS_OF_LPS @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    return image
+    return itk_files
 
 
 def _first_line(error: Exception) -> str:

@@ -19,7 +19,7 @@ from .resampling import Places, places
 
 MARGIN = 1e-4  # a smaller lead of a winner might be lost in rounding: its cells are interpolated
 PIECE = 1 << 15  # voxels that are looked at together: they stay in the processor's cache
-TOGETHER = 1 << 19  # voxels of the volume that are interpolated together
+TOGETHER = 1 << 18  # voxels of the volume that are interpolated together
 
 
 class WayBack:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..learning.ahead import ahead
 from ..learning.predictor import pick_device
-from ..learning.student import How, Student, load_student
+from ..learning.student import How, Prepared, Student, load_student
 from ..learning.volume import PICTURES, annotation_suffix, read_image, volumes_ml, write_annotation
 from ..records.cohort import (
     SEGMENTATION,
@@ -140,10 +140,10 @@ def _segment_cases(student: Student, job: _Job) -> dict[str, str]:
 
     with ThreadPoolExecutor(1) as writer:  # writes one case while the next is segmented
         before = None
-        for case, reading in ahead(lambda case: read_image(case.images, case.id), todo):
+        for case, preparing in ahead(lambda case: student.prepare(read_image(case.images, case.id)), todo):
             if before and job.progress.stop_asked():
                 finish(*before)  # stops here
-            now = case, _segment_case(student, job, case, reading, writer)
+            now = case, _segment_case(student, job, case, preparing, writer)
             if before:
                 finish(*before)
             before = now
@@ -153,16 +153,16 @@ def _segment_cases(student: Student, job: _Job) -> dict[str, str]:
 
 
 def _segment_case(
-    student: Student, job: _Job, case: Case, reading: Future, writer: ThreadPoolExecutor
+    student: Student, job: _Job, case: Case, preparing: Future, writer: ThreadPoolExecutor
 ) -> Future | None:
     """Begin to write what was segmented; what is in the way of one image is a problem."""
     try:
-        volume = reading.result()
-        decision = student.segment(volume)
+        prepared: Prepared = preparing.result()
+        decision = student.decide(prepared)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         job.progress.problem(case.id, error)
         return None
-    return writer.submit(_write, job.targets[case.id], decision, volume.affine, student.labels)
+    return writer.submit(_write, job.targets[case.id], decision, prepared.affine, student.labels)
 
 
 def _write(target: Path, decision: np.ndarray, affine: np.ndarray, labels: Labels) -> dict[str, float]:

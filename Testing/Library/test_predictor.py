@@ -1,5 +1,7 @@
 """Predictor: whole or in windows, volumes or slices, any size; and the device that was asked for."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -203,3 +205,19 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(asked):
         pytest.skip("it is there")
     with pytest.raises(ValueError, match=f"the device '{asked}' is not there; found: .*cpu"):
         pick_device(asked)
+
+
+def test_the_maps_of_a_pass_are_gone_before_the_next_begins():
+    given = []
+
+    def network(batch):
+        assert all(array() is None for array in given)
+        maps = np.zeros((1, 2, *batch.shape[2:]), np.float32)
+        given.append(weakref.ref(maps))
+        return torch.from_numpy(maps)
+
+    network.total_stride, network.margin = 4, 4
+    for _, _, maps in class_maps(network, an_image(16, 16, 64), 3, 16**3):
+        assert maps.shape[0] == 2
+        del maps
+    assert len(given) > 2

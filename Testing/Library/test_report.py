@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from KnowledgeTransferLib.learning.itk_files import RAS_OF_LPS
 from KnowledgeTransferLib.learning.metrics import MEASURES, compare, summarise, with_empty_resolved
 from KnowledgeTransferLib.learning.report import (
     best_median_worst,
@@ -20,7 +21,7 @@ from KnowledgeTransferLib.learning.report import (
     write_report,
     write_table,
 )
-from KnowledgeTransferLib.learning.volume import RAS_OF_LPS, Volume
+from KnowledgeTransferLib.learning.volume import Volume
 from KnowledgeTransferLib.records.labels import Labels
 
 LABELS = Labels.from_names({1: "liver", 2: "spleen"})

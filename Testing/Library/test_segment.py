@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import weakref
 from pathlib import Path
 
 import nibabel
@@ -11,7 +14,7 @@ import SimpleITK as sitk
 
 from KnowledgeTransferLib.learning.phantom import LABELS, phantom_case
 from KnowledgeTransferLib.learning.segments import labels_of_segmentation
-from KnowledgeTransferLib.learning.student import load_student
+from KnowledgeTransferLib.learning.student import Student, load_student
 from KnowledgeTransferLib.learning.volume import read_annotation, read_image, write_image
 from KnowledgeTransferLib.records.bundle import WEIGHTS
 from KnowledgeTransferLib.records.cohort import read_cohort
@@ -20,6 +23,13 @@ from KnowledgeTransferLib.records.progress import Cancelled
 from KnowledgeTransferLib.records.run_directory import RunDirectory
 from KnowledgeTransferLib.steps.segment import segment
 
+REPOSITORY = Path(__file__).parents[2]
+ONLY_NIFTI = """
+import sys
+from KnowledgeTransferLib.__main__ import main
+status = main(sys.argv[1:])
+sys.stderr.write(f"status {status}, loaded {[n for n in ('SimpleITK', 'monai') if n in sys.modules]}")
+"""
 FORMATS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")
 
 
@@ -356,3 +366,28 @@ def test_the_event_of_a_case_tells_the_volume_of_each_structure(a_teacher, a_sca
     for structure in LABELS.structures:
         count = np.count_nonzero(expected == structure.value)
         assert volumes_ml[structure.name] == pytest.approx(count * voxel_ml, abs=1e-3)
+
+
+def test_the_volume_is_gone_when_the_network_runs(a_teacher, a_scan, tmp_path, monkeypatch):
+    read, decide, volumes = read_image, Student.decide, []
+
+    def reading(*arguments):
+        volume = read(*arguments)
+        volumes.append(weakref.ref(volume))
+        return volume
+
+    def deciding(student, prepared):
+        assert [volume() for volume in volumes] == [None]
+        return decide(student, prepared)
+
+    monkeypatch.setattr("KnowledgeTransferLib.steps.segment.read_image", reading)
+    monkeypatch.setattr(Student, "decide", deciding)
+    assert segment(a_teacher, [a_scan], tmp_path / "out.nii.gz")["problems"] == []
+
+
+def test_a_nifti_file_is_segmented_without_loading_what_other_formats_need(a_teacher, a_scan, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", ONLY_NIFTI, "segment", a_teacher, a_scan, tmp_path / "out.nii.gz"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr.endswith("status 0, loaded []")
