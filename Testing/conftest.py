@@ -1,9 +1,13 @@
 """Fixtures that the tests of the library and of the Slicer extension share: small cohorts, a teacher, a run."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # share the cores, also with the tests' children
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
 @pytest.fixture(autouse=True)

@@ -74,7 +74,8 @@ def test_folders_and_device_are_kept_for_the_next_start(the_panel, ui, tmp_path)
     slicer_standin.close_panel("KnowledgeTransfer")
     import slicer
 
-    slicer.mrmlScene.Clear(1)
+    for node in slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode"):
+        slicer.mrmlScene.RemoveNode(node)
     again = slicer_standin.open_panel("KnowledgeTransfer")
     assert again.ui.workingFolderPath.currentPath == str(tmp_path / "runs")
     assert again.parameters.device == "cpu" and again.ui.deviceSelector.currentIndex == 3
