@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # share the cores, also with the tests' children
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # share the cores, also with the tests' children
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
