@@ -110,7 +110,7 @@ def _evaluate(options: argparse.Namespace, listener) -> int:
     methods = dict(_name_and_path(text) for text in options.method)
     _check_cohort_options(options)
     asked = _asked(options, EvaluateSettings)
-    result = step.evaluate(options.run, methods=methods or None, listener=listener, **asked)
+    result = step.evaluate(options.run, methods=methods or None, trust=options.trust, listener=listener, **asked)
     return _status(result["problems"], 1)
 
 

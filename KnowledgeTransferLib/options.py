@@ -140,8 +140,9 @@ def _add_evaluate(steps) -> None:
     _add_cohort(step)
     step.add_argument(
         "--method", action="append", metavar="NAME=PATH", default=[],
-        help="bundle or folder of segmentations; give it several times to compare",
+        help="student, teacher of any kind, or folder of segmentations; give it several times to compare",
     )  # fmt: skip
+    _add_trust(step)
     _add_settings(step, EvaluateSettings)
 
 

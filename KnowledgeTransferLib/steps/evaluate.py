@@ -1,4 +1,4 @@
-"""Evaluate: compare students and folders of segmentations with the expert annotations of a cohort."""
+"""Evaluate: compare students, teachers and folders of segmentations with the expert annotations of a cohort."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from ..learning import metrics
 from ..learning.predictor import pick_device
 from ..learning.report import best_median_worst, earlier_problems, overlay, training_of, write_report, write_table
 from ..learning.resources import PeakMemory, typical
+from ..learning.segmenters import Segmenter, is_kept, is_segmenter, kept_record, open_segmenter
 from ..learning.segments import labels_of_folder, labels_of_segmentation, plain_name
-from ..learning.student import load_student
+from ..learning.teachers import absolute, remember_trust
 from ..learning.volume import Volume, read_annotation, read_image, write_annotation
-from ..records.bundle import CHECKSUMS, METADATA, WEIGHTS, bundle_in, is_bundle, sha256
+from ..records.bundle import bundle_in, is_bundle, sha256
 from ..records.cohort import Case, Cohort, annotation_of, read_cohort
 from ..records.labels import Labels
 from ..records.progress import Progress
@@ -45,15 +46,16 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Method:
-    """A folder with a segmentation per case, its structures, and what is known of how they were made."""
+    """A folder with a segmentation per case, its structures, what is known of how they were made, and whether here."""
 
     name: str
     folder: Path
     labels: Labels
     facts: dict = field(default_factory=dict)
+    made_here: bool = False
 
 
-def evaluate(run, cohort=None, methods=None, *, listener=None, **asked) -> dict:
+def evaluate(run, cohort=None, methods=None, *, trust=False, listener=None, **asked) -> dict:
     """Measure methods on the cases that an expert annotated; write evaluation.json, evaluation.csv and report.html.
 
     What students segmented is kept: the same call goes on after a stop, and only a changed student segments anew.
@@ -62,8 +64,9 @@ def evaluate(run, cohort=None, methods=None, *, listener=None, **asked) -> dict:
         run: run directory, as a path or a RunDirectory.
         cohort: a path that `read_cohort` understands, or a Cohort; None takes the one of the run's last evaluation,
             read anew from its path (of a Cohort: its source) with the `labels` and `split` asked for then.
-        methods: name -> a student's bundle, a run directory with a student, or a folder with a segmentation (any
-            format) per case id; None takes those of the run's last evaluation.
+        methods: name -> a student's bundle, a run directory with a student, a teacher of any kind, or a folder with a
+            segmentation (any format) per case id; None takes those of the run's last evaluation.
+        trust: teachers that bring code of their own may execute it, now and later, until their files change.
         listener: called with every event.
         asked: other fields of EvaluateSettings; those left out are taken from the run's settings.json.
 
@@ -82,6 +85,8 @@ def evaluate(run, cohort=None, methods=None, *, listener=None, **asked) -> dict:
         whole = whole.only(settings.split)
         job = _Job(run, _with_expert(whole), progress, settings, pick_device(settings.device))
         _check_methods(settings.methods)
+        if trust:
+            _trust(settings.methods, progress)
         write_settings(run, "evaluate", settings)
         seen = _seen_in_training(job)
         sources = [_method(job, method["name"], bundle_in(Path(method["path"]))) for method in settings.methods]
@@ -101,7 +106,7 @@ def _settings(run: RunDirectory, cohort, methods: dict | None, asked: dict) -> E
         stored = {name: value for name, value in stored.items() if name not in ("labels", "split")}
         asked["cohort"] = cohort.source if isinstance(cohort, Cohort) else str(Path(cohort).absolute())
     if methods is not None:
-        asked["methods"] = tuple({"name": n, "path": str(Path(path).absolute())} for n, path in methods.items())
+        asked["methods"] = tuple({"name": n, "path": str(absolute(Path(path)))} for n, path in methods.items())
     if asked.get("labels"):
         asked["labels"] = str(Path(asked["labels"]).absolute())
     settings = EvaluateSettings(**{**stored, **checked(asked, "evaluate", "options")})
@@ -142,12 +147,24 @@ def _check_methods(methods: tuple[dict, ...]) -> None:
     for name, path in ((method["name"], method["path"]) for method in methods):
         if not name or name in (".", "..") or re.search(r'[/\\:*?"<>|\x00-\x1f]', name):
             raise ValueError(f'method {name!r}: names become folder names, so they must not hold / \\ : * ? " < > |')
-        if not Path(path).is_dir():
-            raise FileNotFoundError(f"method {name}: {path} is no folder; give a student's, or one of segmentations")
+        _is_segmenter(name, path)
+
+
+def _is_segmenter(name: str, path: Path | str) -> bool:
+    try:
+        return is_segmenter(bundle_in(Path(path)))
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"method {name}: {error}") from error
+
+
+def _trust(methods: tuple[dict, ...], progress: Progress) -> None:
+    for path in (bundle_in(Path(method["path"])) for method in methods):
+        if remember_trust(path):
+            progress.message(f"{path}: is trusted from now on, until its files change")
 
 
 def _method(job: _Job, name: str, path: Path) -> _Method:
-    if is_bundle(path):
+    if _is_segmenter(name, path):
         return _predicted(job, name, path)
     if not any(annotation_of(case.id, path) for case in job.cohort.cases):
         example = f"{job.cohort.cases[0].id}.nii.gz"
@@ -181,49 +198,30 @@ def _by_name(labels: Labels) -> dict[str, int]:
 
 
 def _predicted(job: _Job, name: str, path: Path) -> _Method:
-    """Segment the cases with a student, timed and weighed, into the run's predictions; what it made before is kept."""
+    """Segment the cases, timed and weighed, into the run's predictions; what the same one made before is kept."""
     folder, file = job.run.predictions / name, job.run.predictions / f"{name}.json"
     paths = {case.id: folder / f"{case.id}.seg.nrrd" for case in job.cohort.cases}
     with PeakMemory() as memory:
-        student = load_student(path, job.device)
-        matched = _matched(job, name, student.labels)
-        record = _record(job, file, path)
-        todo = [case for case in job.cohort.cases if not _is_kept(record, case, paths[case.id])]
+        segmenter = open_segmenter(path, job.device)
+        matched = _matched(job, name, segmenter.labels)
+        record = kept_record(file, {"sha256": segmenter.sha256, "device": job.device})
+        todo = [case for case in job.cohort.cases if not is_kept(record, case, paths[case.id])]
         stage = job.progress.stage(f"segment with {name}", len(paths), len(paths) - len(todo))
         for case in todo:
             record["cases"].pop(case.id, None)
-            for made in _segment(job, student, case, paths[case.id]):
+            for made in _segment(job, segmenter, case, paths[case.id]):
                 record["cases"][case.id] = {**made, "peak_memory_mib": round(memory.peak_bytes / MIB, 1)}
             write_json(file, record)
             stage.advance(text=case.id)
     made = [record["cases"][id_] for id_ in paths if id_ in record["cases"]]
     facts = {
-        "kind": "student", "path": str(path), "parameters": int(student.parameters),
-        "file_size_bytes": (path / WEIGHTS).stat().st_size, "seconds_per_case": typical([m["seconds"] for m in made]),
+        **segmenter.facts, "path": str(path), "seconds_per_case": typical([m["seconds"] for m in made]),
         "peak_memory_mib": max((m["peak_memory_mib"] for m in made), default=None),
     }  # fmt: skip
-    return _Method(name, folder, student.labels, facts | matched)
+    return _Method(name, folder, segmenter.labels, facts | matched, made_here=True)
 
 
-def _record(job: _Job, file: Path, bundle: Path) -> dict:
-    """What the same student on the same device made of which images, from earlier evaluations of this run, or new."""
-    sums = read_json(bundle / CHECKSUMS)  # load_student has compared the files with them
-    student = {name: sums[name] for name in (WEIGHTS, METADATA)}
-    made_by = {"sha256": student, "device": job.device, "library_version": __version__}
-    with contextlib.suppress(OSError, ValueError):
-        record = read_json(file)
-        if isinstance(record, dict) and record.get("made_by") == made_by:
-            return record
-    return {"made_by": made_by, "cases": {}}
-
-
-def _is_kept(record: dict, case: Case, path: Path) -> bool:
-    """Whether the prediction of these very images is there, as the student made it."""
-    made = record["cases"].get(case.id, {})
-    return made.get("images") == case.paths and path.is_file() and sha256(path) == made.get("sha256")
-
-
-def _segment(job: _Job, student, case: Case, path: Path) -> list[dict]:
+def _segment(job: _Job, segmenter: Segmenter, case: Case, path: Path) -> list[dict]:
     """Segment one case and write it; what was made of what in how many seconds, nothing when it failed."""
     path.unlink(missing_ok=True)  # what an earlier evaluation left must not be measured
     try:
@@ -232,12 +230,12 @@ def _segment(job: _Job, student, case: Case, path: Path) -> list[dict]:
         return []  # told once, when the case is measured
     began = time.perf_counter()
     try:
-        array = student.segment(image)
+        array = segmenter.segment(image)
     except BAD_CASE as error:
         job.progress.problem(case.id, f"{path.parent.name}: {error}")
         return []
     duration_s = time.perf_counter() - began  # of the segmentation alone
-    write_annotation(path, array, image.affine, student.labels)
+    write_annotation(path, array, image.affine, segmenter.labels)
     return [{"images": case.paths, "seconds": duration_s, "sha256": sha256(path)}]
 
 
@@ -276,7 +274,7 @@ def _rows(job: _Job, method: _Method, case: Case, seen: tuple[Volume, np.ndarray
 def _prediction(job: _Job, method: _Method, case: Case, image: Volume) -> np.ndarray | None:
     """A method's label map `(I, J, K)` in the cohort's values; None when the problem has been told already."""
     file = annotation_of(case.id, method.folder)
-    if file is None and method.facts["kind"] == "student":
+    if file is None and method.made_here:
         return None
     if file is None:
         raise FileNotFoundError(f"{method.folder} holds no segmentation of this case")

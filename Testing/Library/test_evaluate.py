@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from foreign_models import write_torchscript
 
 from KnowledgeTransferLib.learning.preprocessing import Normalisation, Preprocessing
 from KnowledgeTransferLib.learning.resources import PeakMemory
 from KnowledgeTransferLib.learning.student import Student, new_network, save_student
-from KnowledgeTransferLib.learning.volume import read_annotation, write_annotation, write_image
+from KnowledgeTransferLib.learning.teachers import TorchScript
+from KnowledgeTransferLib.learning.volume import read_annotation, read_image, write_annotation, write_image
 from KnowledgeTransferLib.records.bundle import WEIGHTS
 from KnowledgeTransferLib.records.cohort import Case, Cohort, read_cohort, write_names
 from KnowledgeTransferLib.records.labels import Labels
@@ -228,6 +230,25 @@ def test_a_student_is_measured_with_its_size_speed_and_memory(run, cohort, tmp_p
     assert 50 < facts["peak_memory_mib"] < 50_000
     assert "parameters" not in result["methods"]["same"]
     assert len(rows_of(result, method="ours")) == 8
+
+
+def test_a_teacher_of_any_kind_is_measured_like_a_student(run, cohort, tmp_path, monkeypatch):
+    file = write_torchscript(tmp_path / "theirs")
+    result = evaluate(run, cohort, {"theirs": file, "ours": a_student(tmp_path / "student")})
+    facts = result["methods"]["theirs"]
+    assert facts["kind"] == "torchscript" and facts["file_size_bytes"] is None and facts["seconds_per_case"] > 0
+    image = next(case for case in read_cohort(cohort).cases if case.id == "first")
+    volume = read_image(image.images, "first")
+    teacher = TorchScript.open(file, "cpu", None)
+    decision = np.array(teacher.labels.values)[teacher.predict(volume).argmax(0)]
+    found = read_annotation(run.predictions / "theirs" / "first.seg.nrrd", teacher.labels, volume)
+    assert np.array_equal(found, decision) and found.any()
+    assert "torchscript" not in strict_json(run.evaluation)["methods"]["ours"]["kind"]
+    monkeypatch.setattr(TorchScript, "risk", lambda path: "it would be run")
+    monkeypatch.setattr(TorchScript, "sha256", lambda path: "changed")
+    with pytest.raises(PermissionError, match="it would be run.*--trust"):
+        evaluate(run, cohort, {"theirs": file})
+    assert rows_of(evaluate(run, cohort, {"theirs": file}, trust=True), method="theirs")
 
 
 def test_what_a_student_segmented_can_be_looked_at(run, cohort, tmp_path):
