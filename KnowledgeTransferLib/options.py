@@ -112,7 +112,10 @@ def _add_how(step) -> None:
         "--backend", default="auto", choices=("auto", "torch", "openvino", "onnxruntime", "torchscript"),
         help="what runs the network (default: the fastest that is installed); all give the same labels",
     )  # fmt: skip
-    step.add_argument("--precision", default="f32", choices=("f32", "bf16"), help="bf16: faster on some processors")
+    step.add_argument(
+        "--precision", default="f32", choices=("f32", "bf16", "int8"),
+        help="bf16, int8: less exact, faster on many processors; int8 needs `export --to openvino-int8`",
+    )  # fmt: skip
     step.add_argument("--mirror", action="store_true", help="average over mirror images too: slower, a little better")
     step.add_argument("--largest-component", action="store_true", help="keep the largest part of each structure alone")
     _add_max_memory(step)
@@ -150,10 +153,15 @@ def _add_export(steps) -> None:
     step = _step(steps, "export", "add files that other tools run to a student's bundle")
     step.add_argument("bundle", metavar="BUNDLE", type=Path, help="the student's folder, or its run directory")
     step.add_argument(
-        "--to", metavar="KIND", nargs="+", required=True, choices=("onnx", "torchscript", "pt2", "openvino", "monai"),
-        help="onnx, torchscript, pt2 (torch.export), openvino, monai (runs with `python -m monai.bundle run`)",
+        "--to", metavar="KIND", nargs="+", required=True,
+        choices=("onnx", "torchscript", "pt2", "openvino", "openvino-int8", "monai"),
+        help="onnx, torchscript, pt2 (torch.export), openvino, openvino-int8 (for `segment --precision int8`), "
+        "monai (runs with `python -m monai.bundle run`)",
     )  # fmt: skip
-    step.add_argument("--check", metavar="PATH", type=Path, help="images to check it on (default: random ones)")
+    step.add_argument(
+        "--check", metavar="PATH", type=Path,
+        help="image or cohort to check it on (default: the cohort of the run that the student lies in)",
+    )  # fmt: skip
 
 
 def _add_describe(steps) -> None:

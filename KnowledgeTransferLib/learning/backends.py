@@ -18,22 +18,29 @@ from ..records import bundle
 from .archive import torchscript_risk
 from .networks import for_inference, plain
 from .openvino_graph import import_openvino, openvino_model
+from .precision_cost import in_words
+from .quantisation import Ranges
 
 if TYPE_CHECKING:
     from .student import Student
 
-PRECISIONS = ("f32", "bf16")
+DIRECTML = "DmlExecutionProvider"
+NOT_MEASURED = "{}: what it costs in Dice was not measured for this student; `export --to openvino` does"
+MOST_APART = {"f32": 0.01, "bf16": 0.1, "int8": 0.5}  # of the largest score, between a file and the weights
 PROBE_VOXELS = 2  # multiples of the total stride: the edge of the image with which a backend is tried
 
 
 class Backend(Protocol):
     """Runs a network: `(B, C, *size)` float32 on the CPU to logits `(B, classes, *size)` float32 on the CPU.
 
-    `NEEDS` are the packages without which it cannot run, as one installs them; `about` is what the log says of it.
+    `NEEDS` are the packages without which it cannot run, as one installs them; `PRECISIONS` are those it can run in;
+    `about` is what the log says of it; `file` is the exported file that it runs, or None.
     """
 
     NEEDS: tuple[str, ...]
+    PRECISIONS: tuple[str, ...]
     about: str
+    file: Path | None
 
     def __init__(self, student: Student, precision: str): ...
 
@@ -44,6 +51,8 @@ class Torch:
     """Always there, on every device."""
 
     NEEDS = ()
+    PRECISIONS = ("f32", "bf16")
+    file = None
 
     def __init__(self, student: Student, precision: str):
         self.device, self.precision = student.device, precision
@@ -57,26 +66,32 @@ class Torch:
 
 
 class OpenVino:
-    """Intel's runtime, on CPUs of any maker: the file of `export --to openvino` where there is one."""
+    """Intel's runtime, on CPUs of any maker: the file of `export --to openvino` where there is one; int8 needs one."""
 
     NEEDS = ("openvino",)
+    PRECISIONS = ("f32", "bf16", "int8")
 
     def __init__(self, student: Student, precision: str):
         ov, core = import_openvino(), import_openvino().Core()
-        file = exported(student, OPENVINO)
-        model = core.read_model(file) if file else self.model_of(student)
+        self.file = exported(student, OPENVINO_INT8 if precision == "int8" else OPENVINO)
+        if precision == "int8" and self.file is None:
+            made = "is made from images: `export --to openvino-int8`"
+            raise ValueError(f"{student.folder}: holds no {OPENVINO_INT8}, which int8 needs; it {made}")
+        model = core.read_model(self.file) if self.file else self.model_of(student)
         options = {
-            "INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False,
+            "INFERENCE_PRECISION_HINT": precision if precision != "int8" else "f32",  # int8 layers say so themselves
+            "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }  # fmt: skip
         self.request = core.compile_model(model, "CPU", options).create_infer_request()
         self.tensor, self.classes = ov.Tensor, student.labels.channels
-        self.about = f"OpenVINO {ov.__version__.split('-')[0]} on cpu, {precision}" + _from(file)
+        self.about = f"OpenVINO {ov.__version__.split('-')[0]} on cpu, {precision}"
 
     @staticmethod
-    def model_of(student: Student):
-        """The student's network as an openvino.Model."""
-        return openvino_model(plain(student.network), student.preprocessing.dimensions, student.preprocessing.channels)
+    def model_of(student: Student, ranges: Ranges | None = None):
+        """The student's network as an openvino.Model, with 8-bit integers where ranges are given."""
+        preprocessing = student.preprocessing
+        return openvino_model(plain(student.network), preprocessing.dimensions, preprocessing.channels, ranges)
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         image = np.ascontiguousarray(batch.numpy(), np.float32)
@@ -90,25 +105,28 @@ class OnnxRuntime:
     """ONNX Runtime: the file of `export --to onnx` where there is one."""
 
     NEEDS = ("onnx", "onnxruntime")
+    PRECISIONS = ("f32",)
+    PROVIDERS = {  # of each device, the fastest first; "cpu": a graphics card that torch does not know, on Windows
+        "cuda": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
+        "mps": ("CoreMLExecutionProvider",),
+        "cpu": (DIRECTML,),
+    }
 
     def __init__(self, student: Student, precision: str):
         import onnxruntime
 
-        if precision != "f32":
-            raise ValueError(f"the backend onnxruntime runs in f32 alone; {precision} was asked for")
         with contextlib.suppress(AttributeError):
             onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        file = exported(student, ONNX)
-        wanted = {"cuda": ["TensorrtExecutionProvider", "CUDAExecutionProvider"], "mps": ["CoreMLExecutionProvider"]}
-        there = onnxruntime.get_available_providers()
-        providers = [p for p in wanted.get(student.device, []) if p in there] + ["CPUExecutionProvider"]
-        model = str(file) if file else onnx_bytes(student)
+        self.file, there = exported(student, ONNX), onnxruntime.get_available_providers()
+        providers = [name for name in self.PROVIDERS[student.device] if name in there] + ["CPUExecutionProvider"]
+        options.enable_mem_pattern = DIRECTML not in providers  # which does not know it
+        model = str(self.file) if self.file else onnx_bytes(student)
         self.session = onnxruntime.InferenceSession(model, options, providers=providers)
         first = self.session.get_providers()[0].removesuffix("ExecutionProvider")
-        self.about = f"ONNX Runtime {onnxruntime.__version__} on {first}, f32" + _from(file)
+        self.about = f"ONNX Runtime {onnxruntime.__version__} on {first}, f32"
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(self.session.run(None, {"image": np.ascontiguousarray(batch.numpy(), np.float32)})[0])
@@ -118,33 +136,36 @@ class TorchScript:
     """The file of `export --to torchscript`, in torch."""
 
     NEEDS = ()
+    PRECISIONS = ("f32",)
 
     def __init__(self, student: Student, precision: str):
-        file = exported(student, TORCHSCRIPT)
-        if file is None:
+        self.file = exported(student, TORCHSCRIPT)
+        if self.file is None:
             raise ValueError(f"{student.folder}: holds no {TORCHSCRIPT}; make it with `export --to torchscript`")
-        if precision != "f32":
-            raise ValueError(f"the backend torchscript runs in f32 alone; {precision} was asked for")
-        if risk := torchscript_risk(file):  # the bundle's checksums tell damage, not who made it
-            raise ValueError(f"{file}: {risk}; `export --to torchscript` makes it anew from the weights")
+        if risk := torchscript_risk(self.file):  # the bundle's checksums tell damage, not who made it
+            raise ValueError(f"{self.file}: {risk}; `export --to torchscript` makes it anew from the weights")
         self.device = student.device
-        self.network = torch.jit.load(str(file), map_location=student.device).eval()
-        self.about = f"TorchScript in torch {torch.__version__} on {student.device}, f32" + _from(file)
+        self.network = torch.jit.load(str(self.file), map_location=student.device).eval()
+        self.about = f"TorchScript in torch {torch.__version__} on {student.device}, f32"
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
             return self.network(batch.to(self.device)).float().cpu()
 
 
+PRECISIONS = ("f32", "bf16", "int8")
 BACKENDS = {"torch": Torch, "openvino": OpenVino, "onnxruntime": OnnxRuntime, "torchscript": TorchScript}
 ONNX, OPENVINO, TORCHSCRIPT = "models/model.onnx", "models/model.xml", "models/model.ts"
+OPENVINO_INT8 = "models/model_int8.xml"
 
 
 class Runner:
-    """A network that a backend runs, with what the predictor must know of it."""
+    """A network that a backend runs, with what the predictor must know of it. `cost` tells what less exact arithmetic
+    was found to cost."""
 
-    def __init__(self, backend: Backend, network: nn.Module):
-        self.backend, self.about = backend, backend.about
+    def __init__(self, backend: Backend, network: nn.Module, cost: str = ""):
+        self.backend, self.cost = backend, cost
+        self.about = backend.about + (f", from {backend.file.name}" if backend.file else "")
         self.total_stride, self.margin = network.total_stride, network.margin
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
@@ -168,13 +189,17 @@ def open_backend(student: Student, asked: str = "auto", precision: str = "f32") 
         raise ValueError(f"the backend {name} is not installed; pip install {' '.join(BACKENDS[name].NEEDS)}")
     if name == "openvino" and student.device != "cpu":
         raise ValueError(f"the backend openvino runs on the CPU; the device {student.device} was asked for")
+    if precision not in BACKENDS[name].PRECISIONS:
+        able = ", ".join(key for key, kind in BACKENDS.items() if precision in kind.PRECISIONS)
+        known = " and ".join(BACKENDS[name].PRECISIONS)
+        raise ValueError(f"the backend {name} runs in {known} alone; {precision} runs with {able or 'none'}")
     try:
-        runner = Runner(BACKENDS[name](student, precision), student.network)
+        runner = Runner(BACKENDS[name](student, precision), student.network, _cost(student, precision))
     except NotImplementedError:
         if asked != "auto":
             raise
-        runner = Runner(Torch(student, precision), student.network)
-    _try(runner, student, name)
+        runner = Runner(Torch(student, precision), student.network, _cost(student, precision))
+    _try(runner, student, name, precision)
     return runner
 
 
@@ -214,17 +239,25 @@ def probe(student: Student) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _try(runner: Runner, student: Student, name: str) -> None:
+@torch.inference_mode()
+def _try(runner: Runner, student: Student, name: str, precision: str) -> None:
     image = probe(student)
     try:
-        shape = tuple(runner(image).shape)
+        found = runner(image)
     except Exception as error:  # every runtime has its own kinds of complaint
         raise ValueError(f"the backend {name} cannot run this student ({error})") from error
-    wanted = (1, student.labels.channels, *image.shape[2:])
-    if shape != wanted:
-        found = f"gives {shape} for {wanted[1]} classes"
-        raise ValueError(f"{student.folder}: the exported network {found}; it is not that of the model card")
+    if runner.backend.file is None:
+        return
+    wanted, file = student.network(image), f"{student.folder}: {runner.backend.file.name}"
+    if found.shape != wanted.shape:
+        shape = f"gives {tuple(found.shape)} for {student.labels.channels} classes"
+        raise ValueError(f"{file} {shape}; it is not the network of the model card")
+    if (found - wanted).abs().max() > MOST_APART[precision] * wanted.abs().max():
+        raise ValueError(f"{file} gives other classes than the bundle's weights; export it again")
 
 
-def _from(file: Path | None) -> str:
-    return f", from {file.name}" if file else ""
+def _cost(student: Student, precision: str) -> str:
+    if precision == "f32":
+        return ""
+    known = student.card.get("precisions", {}).get(precision)
+    return in_words(precision, known) if known else NOT_MEASURED.format(precision)

@@ -1,6 +1,7 @@
 """Exporters: a student's network as files that other tools run. An export is one entry of EXPORTERS.
 
-Nothing counts as exported before it gave the student's own labels, at several sizes.
+Nothing counts as exported before it gave the student's own labels on images; what is less exact by its nature (8-bit
+integers) tells what it costs in Dice.
 """
 
 from __future__ import annotations
@@ -15,44 +16,60 @@ import torch
 
 from ..records import bundle
 from ..records.run_directory import write_json, write_text
-from .backends import ONNX, OPENVINO, TORCHSCRIPT, OpenVino, onnx_bytes, open_backend, probe
+from .backends import ONNX, OPENVINO, OPENVINO_INT8, TORCHSCRIPT, OpenVino, onnx_bytes, open_backend, probe
+from .evidence import Evidence, batches_of
 from .model_card import model_card, monai_inference, monai_metadata
 from .monai_workflow import monai_workflow
 from .networks import plain
 from .openvino_graph import import_openvino
+from .precision_cost import in_words, precision_cost
+from .quantisation import input_ranges
 from .student import Student
-from .volume import Volume
 
 PT2 = "models/model.pt2"
 MOST_DIFFERING = 1e-4  # share of the voxels whose label may differ, through rounding
+LEAST_DICE = 0.9  # with the student's labels, of an export that is not exact; with less it is another student
 Run = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Exporter:
-    """`write(student, folder)` writes `files` into a bundle's folder; `open(student)` runs them from there."""
+    """`write(student, folder, evidence)` writes `files` into a bundle's folder; `open(student)` runs them from there.
+
+    exact: whether it must give the student's own labels; else its cost in Dice is measured and limited.
+    precisions: those in which OpenVINO runs these files, less exact than f32.
+    """
 
     files: tuple[str, ...]
-    write: Callable[[Student, Path], None]
+    write: Callable[[Student, Path, Evidence], None]
     open: Callable[[Student], Run]
     needs: tuple[str, ...] = ()
+    exact: bool = True
+    precisions: tuple[str, ...] = ()
 
 
-def _write_onnx(student: Student, folder: Path) -> None:
+def _write_onnx(student: Student, folder: Path, _: Evidence) -> None:
     (folder / ONNX).write_bytes(onnx_bytes(student))
 
 
-def _write_torchscript(student: Student, folder: Path) -> None:
+def _write_torchscript(student: Student, folder: Path, _: Evidence) -> None:
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # of its coming end; every torch that MONAI runs with still reads it
         torch.jit.save(torch.jit.trace(plain(student.network), probe(student), check_trace=False), folder / TORCHSCRIPT)
 
 
-def _write_openvino(student: Student, folder: Path) -> None:
+def _write_openvino(student: Student, folder: Path, _: Evidence) -> None:
     import_openvino().save_model(OpenVino.model_of(student), folder / OPENVINO, compress_to_fp16=False)
 
 
-def _write_pt2(student: Student, folder: Path) -> None:
+def _write_openvino_int8(student: Student, folder: Path, evidence: Evidence) -> None:
+    if not evidence.cases:
+        raise ValueError("8-bit integers are calibrated on real images, and none are there; name some (--check PATH)")
+    ranges = input_ranges(plain(student.network), batches_of(student, evidence.calibrating))
+    import_openvino().save_model(OpenVino.model_of(student, ranges), folder / OPENVINO_INT8, compress_to_fp16=False)
+
+
+def _write_pt2(student: Student, folder: Path, _: Evidence) -> None:
     stride, dimensions = student.network.total_stride, student.preprocessing.dimensions
     sizes = {2 + n: stride * torch.export.Dim("ijk"[n], min=2, max=1 << 12) for n in range(dimensions)}
     shapes = ({0: torch.export.Dim("batch", min=1, max=1 << 12), **sizes},)
@@ -62,8 +79,8 @@ def _write_pt2(student: Student, folder: Path) -> None:
         torch.export.save(torch.export.export(plain(student.network), (example,), dynamic_shapes=shapes), folder / PT2)
 
 
-def _write_monai(student: Student, folder: Path) -> None:
-    _write_torchscript(student, folder)
+def _write_monai(student: Student, folder: Path, evidence: Evidence) -> None:
+    _write_torchscript(student, folder, evidence)
     write_json(folder / bundle.INFERENCE, {**monai_inference(student), **monai_workflow(student)})
 
 
@@ -76,10 +93,15 @@ EXPORTERS = {
     "torchscript": Exporter((TORCHSCRIPT,), _write_torchscript, lambda s: open_backend(s, "torchscript")),
     "pt2": Exporter((PT2,), _write_pt2, _open_pt2),
     "openvino": Exporter(
-        (OPENVINO, "models/model.bin"), _write_openvino, lambda s: open_backend(s, "openvino"), ("openvino",)
+        (OPENVINO, "models/model.bin"), _write_openvino, lambda s: open_backend(s, "openvino"), ("openvino",),
+        precisions=("bf16",),
+    ),
+    "openvino-int8": Exporter(
+        (OPENVINO_INT8, "models/model_int8.bin"), _write_openvino_int8,
+        lambda s: open_backend(s, "openvino", "int8"), ("openvino",), exact=False, precisions=("int8",),
     ),
     "monai": Exporter((TORCHSCRIPT, bundle.INFERENCE), _write_monai, lambda s: open_backend(s, "torchscript")),
-}
+}  # fmt: skip
 
 
 def exporter_named(name: str) -> Exporter:
@@ -96,54 +118,51 @@ def exporter_named(name: str) -> Exporter:
     return EXPORTERS[name]
 
 
-def write_export(student: Student, name: str, folder: Path, volumes: list[Volume]) -> dict:
+def write_export(student: Student, name: str, folder: Path, evidence: Evidence) -> dict:
     """Add an export to the bundle in `folder`, with its checksums and a word in the model card.
 
-    Args:
-        volumes: what it is checked on; none takes random images.
-
     Returns:
-        `files`, `images` (how many it was checked on) and `differing` (share of the voxels with another label).
+        `files`, `images` (how many it was checked on), `source` (where these are from), `differing` (share of the
+        voxels with another label) and, where there are real images, `precisions` (what each costs, `precision_cost`).
 
     Raises:
         ValueError: it does not give the student's labels; the folder is then not fit for use.
     """
     exporter = exporter_named(name)
-    exporter.write(student, folder)
+    exporter.write(student, folder, evidence)
     bundle.write_checksums(folder)
-    images = [student.preprocessing.prepare(volume)[0] for volume in volumes] or _random_images(student)
-    differing = _differing(student, exporter.open(replace(student, folder=folder)), images)
-    if differing > MOST_DIFFERING:
-        found = f"{differing:.3%} of the voxels get another label than from the student itself"
-        raise ValueError(f"{student.name}: the export {name} failed its check: {found}; nothing was exported")
-    found = {"files": list(exporter.files), "images": len(images), "differing": differing}
-    student.card = {**student.card, "exports": {**student.card.get("exports", {}), name: found}}
+    changed, batches = replace(student, folder=folder), evidence.batches(student)
+    differing = _differing(student, exporter.open(changed), batches)
+    if exporter.exact and differing > MOST_DIFFERING:
+        raise _refusal(student, name, f"{differing:.3%} of the voxels get another label than from the student itself")
+    costs = {p: precision_cost(changed, p, evidence) for p in exporter.precisions if evidence.cases}
+    if not exporter.exact:
+        _check_costs(student, name, costs)
+    found = {"files": list(exporter.files), "images": len(batches), "source": evidence.source, "differing": differing}
+    exports = {**student.card.get("exports", {}), name: found}
+    student.card = {**student.card, "exports": exports, "precisions": {**student.card.get("precisions", {}), **costs}}
     _update_card(student, folder)
-    return found
+    return found | {"precisions": costs}
 
 
-def _differing(student: Student, run: Run, images: list[torch.Tensor]) -> float:
+def _check_costs(student: Student, name: str, costs: dict[str, dict]) -> None:
+    for precision, cost in costs.items():
+        if cost["dice_with_f32"] is None:
+            raise _refusal(student, name, f"it finds none of its structures on {cost['images']} images; name others")
+        if cost["dice_with_f32"] < LEAST_DICE:
+            raise _refusal(student, name, f"{in_words(precision, cost)}; at least {LEAST_DICE} is needed")
+
+
+def _refusal(student: Student, name: str, found: str) -> ValueError:
+    return ValueError(f"{student.name}: the export {name} failed its check: {found}; nothing was exported")
+
+
+@torch.inference_mode()
+def _differing(student: Student, run: Run, batches: list[torch.Tensor]) -> float:
     """Share of the voxels whose class is not that of the network in plain torch."""
-    different = count = 0
-    network, stride = student.network.cpu().eval(), student.network.total_stride
-    for image in images:
-        batch = image[None] if student.preprocessing.dimensions == 3 else image.permute(3, 0, 1, 2)
-        batch = batch[(..., *(slice(0, max(2, min(n // stride, 24)) * stride) for n in batch.shape[2:]))]
-        padding = [p for n in reversed(batch.shape[2:]) for p in (0, max(-n % stride, 2 * stride - n))]
-        batch = torch.nn.functional.pad(batch, padding, mode="replicate").contiguous()
-        with torch.inference_mode():
-            wanted = network(batch).argmax(1)
-        different += int((run(batch).argmax(1) != wanted).sum())
-        count += wanted.numel()
-    return different / count
-
-
-def _random_images(student: Student) -> list[torch.Tensor]:
-    """Two images of different size with smooth regions, in prepared grey values."""
-    stride, generator = student.network.total_stride, torch.Generator().manual_seed(0)
-    sizes = [(3 * stride, 4 * stride, 5 * stride), (5 * stride, 3 * stride, 3 * stride)]
-    smooth = [torch.randn(1, student.preprocessing.channels, *(n // 4 for n in s), generator=generator) for s in sizes]
-    return [torch.nn.functional.interpolate(m, s, mode="trilinear")[0] for m, s in zip(smooth, sizes, strict=True)]
+    network = student.network.cpu().eval()
+    different = sum(int((run(batch).argmax(1) != network(batch).argmax(1)).sum()) for batch in batches)
+    return different / sum(batch[:, 0].numel() for batch in batches)
 
 
 def _update_card(student: Student, folder: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from .precision_cost import in_words
 
 if TYPE_CHECKING:
     from .student import Student
@@ -94,7 +95,9 @@ each result, nor on other kinds of scans, other structures or other patients tha
 def _exports(card: dict) -> str:
     rows = "\n".join(
         f"- {name} ({', '.join(found['files'])}): other labels than the student's own in {found['differing']:.4%} of "
-        f"the voxels of {found['images']} images"
+        f"the voxels of {found['images']} images ({found.get('source', 'which is not recorded')})"
         for name, found in card.get("exports", {}).items()
     )
-    return f"## Files for other tools\n{rows}\n\n" if rows else ""
+    costs = "\n".join(f"- {in_words(precision, cost)}" for precision, cost in card.get("precisions", {}).items())
+    told = [("Files for other tools", rows), ("Less exact, faster (`segment --precision`)", costs)]
+    return "".join(f"## {title}\n{lines}\n\n" for title, lines in told if lines)

@@ -1,6 +1,8 @@
 """OpenVINO graph: a plain network layer by layer in OpenVINO's operations; needs neither ONNX nor a conversion tool.
 
 The layers are those of our student designs. OpenVINO's own converter would do as well, but takes a second to load.
+Convolutions whose input ranges are given are computed with 8-bit integers: OpenVINO does so by itself where image and
+weights go through 256 levels (its "low precision transformations"); its tool NNCF would add a large dependency.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import sys
 import numpy as np
 import torch
 from torch import fx, nn
+
+from .quantisation import LEVELS, Ranges, in_levels, quantised
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -27,8 +31,11 @@ def import_openvino():
     return openvino
 
 
-def openvino_model(network: nn.Module, dimensions: int, in_channels: int):
+def openvino_model(network: nn.Module, dimensions: int, in_channels: int, ranges: Ranges | None = None):
     """An openvino.Model of any size, from images `(B, C, *size)` to logits.
+
+    Args:
+        ranges: of the inputs of those convolutions, by name, that are computed with 8-bit integers; None: none is.
 
     Raises:
         NotImplementedError: the network has a layer that is not among ours.
@@ -36,7 +43,7 @@ def openvino_model(network: nn.Module, dimensions: int, in_channels: int):
     ov = import_openvino()
     shape = ov.PartialShape([-1, in_channels, *[-1] * dimensions])
     image = ov.opset13.parameter(shape, np.float32, name="image")
-    builder = _Builder(network, ov.opset13)
+    builder = _Builder(network, ov.opset13, ranges or {})
     logits = builder.build(image)
     result = ov.opset13.result(logits, name="logits")
     logits.output(0).set_names({"logits"})
@@ -47,8 +54,9 @@ def openvino_model(network: nn.Module, dimensions: int, in_channels: int):
 class _Builder:
     """Walks through what torch.fx records of a network."""
 
-    def __init__(self, network: nn.Module, opset):
+    def __init__(self, network: nn.Module, opset, ranges: Ranges):
         self.network, self.o = network, opset
+        self.ranges = {network.get_submodule(name): range_ for name, range_ in ranges.items()}
         self.layers = dict(network.named_modules())
 
     def build(self, image):
@@ -85,16 +93,27 @@ class _Builder:
 
     def convolution(self, layer, x):
         padding = list(layer.padding)
-        y = self.o.convolution(x, _values(layer.weight), list(layer.stride), padding, padding, list(layer.dilation))
+        x, weight = self.operands(layer, x, 0)
+        y = self.o.convolution(x, weight, list(layer.stride), padding, padding, list(layer.dilation))
         return self._with_bias(y, layer.bias)
 
     def transposed(self, layer, x):
         padding = list(layer.padding)
+        x, weight = self.operands(layer, x, 1)
         y = self.o.convolution_backprop_data(
-            x, _values(layer.weight), list(layer.stride), None, padding, padding, list(layer.dilation),
+            x, weight, list(layer.stride), None, padding, padding, list(layer.dilation),
             output_padding=list(layer.output_padding),
         )  # fmt: skip
         return self._with_bias(y, layer.bias)
+
+    def operands(self, layer, x, output_axis: int):
+        """Input and weight of a convolution, in 256 levels where its range is known."""
+        if layer not in self.ranges:
+            return x, _values(layer.weight)
+        low, high = in_levels(*self.ranges[layer])
+        weight, scale = quantised(_values(layer.weight), output_axis)
+        in_floats = self.o.convert(self.o.constant(weight), np.float32)
+        return self.o.fake_quantize(x, low, high, low, high, LEVELS), self.o.multiply(in_floats, scale)
 
     def instance_norm(self, layer, x):
         axes = np.arange(2, layer.weight.dim() + 3 if isinstance(layer, nn.InstanceNorm2d) else 5, dtype=np.int64)

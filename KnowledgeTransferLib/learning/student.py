@@ -31,7 +31,7 @@ class How:
     """How a student is run.
 
     backend: a key of BACKENDS, or auto.
-    precision: f32, or bf16 for less exact and on some processors faster arithmetic.
+    precision: f32; less exact and on many processors faster: bf16, or int8 from a file of `export`.
     mirror: average over mirror images too, along the axes along which the student was trained with mirrored images.
     largest_component: keep only the largest connected part of each structure.
     most_bytes: of memory for this process; None: what is free.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from ..learning.evidence import Evidence, evidence_of
 from ..learning.exporters import exporter_named, write_export
+from ..learning.precision_cost import in_words
 from ..learning.student import load_student
-from ..learning.volume import Volume, read_image
 from ..records.bundle import bundle_in
-from ..records.cohort import read_cohort
+from ..records.cohort import Cohort, read_cohort
 from ..records.progress import Listener, Progress
-from ..records.run_directory import written_whole
+from ..records.run_directory import RunDirectory, read_json, written_whole
 
-MOST_IMAGES = 3  # that an export is checked on
+OWN_COHORT, GIVEN = "the run's own cohort", "those of --check"  # no path: the model card tells it
 
 
 def export(
@@ -24,11 +25,11 @@ def export(
     Args:
         bundle: the student's folder, or a run directory with a student. "monai" also writes `<folder>.zip` beside it.
         to: keys of EXPORTERS.
-        check: images (as `segment` takes them) on which each export must give the student's labels; None takes random
-            ones.
+        check: a cohort or image on which each export must give the student's labels; None takes the cohort of the run
+            that the bundle lies in, or random images where there is none.
 
     Returns:
-        What each export consists of, and on how many images how many voxels differ.
+        What each export consists of, on which images it was checked, and how many voxels differ.
 
     Raises:
         ValueError, OSError: a kind that is not known or whose packages are not installed, or an export that fails its
@@ -39,14 +40,16 @@ def export(
         for name in to:
             exporter_named(name)
         student = load_student(folder)
-        volumes = _volumes(check)
-        progress.event("start", exports=list(to), images=len(volumes))
+        evidence = _evidence(folder, check)
+        progress.event("start", exports=list(to), cases=[case.id for case in evidence.cases], source=evidence.source)
+        if not evidence.cases:
+            progress.warning("no scan is at hand: checked on random images, which says little; give --check PATH")
         found, stage = {}, progress.stage("export", len(to))
         with written_whole(folder) as temporary:
             shutil.copytree(folder, temporary)
             for name in to:
-                found[name] = write_export(student, name, temporary, volumes)
-                progress.event("exported", export=name, **found[name])
+                found[name] = write_export(student, name, temporary, evidence)
+                _tell(progress, name, found[name])
                 stage.advance(text=name)
         if "monai" in to:
             _zip(folder)
@@ -54,9 +57,28 @@ def export(
         return found
 
 
-def _volumes(check: Path | str | None) -> list[Volume]:
-    cases = read_cohort(Path(check)).cases[:MOST_IMAGES] if check else []
-    return [read_image(case.images, case.id) for case in cases]
+def _evidence(folder: Path, check: Path | str | None) -> Evidence:
+    """What the exports are checked on.
+
+    Raises:
+        ValueError, OSError: `check` is no cohort, or none of its images is there.
+    """
+    if check is None:
+        run = RunDirectory(folder.absolute().parent)
+        is_its_student = run.student == folder.absolute() and run.cohort.is_file()
+        return evidence_of(Cohort.from_json(read_json(run.cohort)), OWN_COHORT) if is_its_student else Evidence()
+    evidence = evidence_of(read_cohort(check), GIVEN)
+    if not evidence.cases:
+        raise FileNotFoundError(f"{check}: none of its images is there")
+    return evidence
+
+
+def _tell(progress: Progress, name: str, found: dict) -> None:
+    progress.event("exported", export=name, **found)
+    words = f"{found['differing']:.4%} of the voxels of {found['images']} images ({found['source']}) get another label"
+    progress.message(f"{name}: {words} than from the student itself")
+    for precision, cost in found["precisions"].items():
+        progress.message(in_words(precision, cost))
 
 
 def _zip(folder: Path) -> None:

@@ -87,6 +87,8 @@ def segment(  # noqa: PLR0913
         job = _Job(cases, targets, kept, _names(targets, output), progress)
         student = open_student(Path(bundle), pick_device(device)).run_as(how or How())
         progress.event("start", cases=len(cases), device=student.device, backend=student.runner.about)
+        if student.runner.cost:
+            progress.message(student.runner.cost)
         files = _segment_cases(student, job)
         progress.event("done", files=files, problems=progress.problems)
         return {"files": files, "problems": progress.problems}
