@@ -89,7 +89,7 @@ def test_8_bit_integers_stay_close_to_the_network(design, dimensions):
     compiled = import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = torch.from_numpy(compiled(image.numpy())[0])
     wanted = expected(student, image)
-    assert 0 < (found - wanted).norm() < 0.1 * wanted.norm()
+    assert 0 < (found - wanted).norm() < 0.15 * wanted.norm()
 
 
 def test_int8_runs_the_exported_file_and_tells_what_it_costs(command, an_int8_run, scan, tmp_path):
