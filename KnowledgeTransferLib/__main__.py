@@ -77,6 +77,8 @@ def _annotate(options: argparse.Namespace, listener) -> int:
     step = import_module(".steps.annotate", __package__)
     teachers = dict(_path_and_weight(text) for text in options.teacher)
     asked = _asked(options, AnnotateSettings)
+    if options.synonyms:
+        asked["synonyms"] = dict(_other_and_name(text) for text in options.synonyms)
     cohort = _cohort(options)
     result = step.annotate(options.run, cohort, teachers, trust=options.trust, listener=listener, **asked)
     return _status(result["problems"], len(result["cases"]))
@@ -182,12 +184,25 @@ def _status(problems: list, done: int) -> int:
     return DONE if not problems else SOME_CASES_FAILED if done else REFUSED
 
 
-def _path_and_weight(text: str) -> tuple[str, float]:
+def _path_and_weight(text: str) -> tuple[str, float | dict[str, float]]:
+    """A teacher's path and weight, or path and weight of each structure."""
     path, equals, weight = text.rpartition("=")
+    if not equals:
+        return text, 1.0
     try:
-        return (path, float(weight)) if equals else (text, 1.0)
+        if ":" not in weight:
+            return path, float(weight)
+        pairs = (part.rpartition(":") for part in weight.split(","))
+        return path, {structure.strip(): float(number) for structure, _, number in pairs}
     except ValueError:
         return text, 1.0  # the path itself holds an equals sign
+
+
+def _other_and_name(text: str) -> tuple[str, str]:
+    name, equals, other = (part.strip() for part in text.partition("="))
+    if not (name and equals and other):
+        raise ValueError(f'--synonym {text}: write NAME=OTHER, for example "left kidney=kidney_left"')
+    return other, name
 
 
 def _name_and_path(text: str) -> tuple[str, Path]:

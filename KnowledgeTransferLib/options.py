@@ -22,6 +22,7 @@ HIDDEN = {
     "labels",
     "split",
     "most_bytes",
+    "synonyms",
 }  # have their own option, or none
 WITHOUT = {"minutes": "none"}  # defaults of settings that nothing is chosen for
 GROUPS = {  # of the settings of distil; others stand beside --help
@@ -65,7 +66,12 @@ def _add_annotate(steps) -> None:
     _add_cohort(step)
     step.add_argument(
         "--teacher", action="append", metavar="PATH[=WEIGHT]", default=[],
-        help="model of any known kind, or folder of segmentations; give it several times for several teachers",
+        help="model of any known kind, or folder of segmentations; give it several times for several teachers; "
+        "PATH=STRUCTURE:WEIGHT,... weights it by structure (0: it is not asked about that one)",
+    )  # fmt: skip
+    step.add_argument(
+        "--synonym", action="append", dest="synonyms", metavar="NAME=OTHER",
+        help="OTHER is another name of the structure NAME; case, underscores and terminology need none",
     )  # fmt: skip
     _add_trust(step)
     _add_max_memory(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..records.labels import Labels, Structure, read_labels
+from ..records.structure_names import plain_name
 
 # SimpleITK writes and reads the header as UTF-8, as Slicer does; pynrrd (and so slicerio) knows ASCII alone.
 TERMINOLOGY = re.compile(r"TerminologyEntry:([^|]*)")
@@ -84,11 +85,6 @@ def refuse_foreign_names(file: Path, labels: Labels) -> None:
         return
     if not {plain_name(name) for name in own.names} & {plain_name(name) for name in labels.names}:
         raise ValueError(f"{file}: holds {', '.join(own.names)}; known structures are {', '.join(labels.names)}")
-
-
-def plain_name(name: str) -> str:
-    """A structure's name without case and underscores."""
-    return " ".join(name.lower().replace("_", " ").split())
 
 
 def labels_of_folder(folder: Path) -> Labels | None:

@@ -164,14 +164,16 @@ def write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
             _itk().write_with_itk(temporary, array, affine, Path(path))
 
 
-def write_probabilities(path: Path, probabilities: np.ndarray, affine: np.ndarray) -> None:
-    """Write class probabilities `(C, I, J, K)` as a 4-D NIfTI of the structures' channels in steps of 1/255.
-
-    The background is left out: it is what is missing to 1. About 0.1 to 0.3 bytes per voxel and structure.
-    """
+def steps_of(probabilities: np.ndarray) -> np.ndarray:
+    """The structures' probabilities in steps of 1/255, `(I, J, K, C - 1)` uint8; the background is what they leave."""
     steps = np.empty((*probabilities.shape[1:], len(probabilities) - 1), np.uint8)
     for channel, probability in enumerate(probabilities[1:]):  # one at a time: all would need another copy in floats
         steps[..., channel] = np.rint(probability * 255)
+    return steps
+
+
+def write_probabilities(path: Path, steps: np.ndarray, affine: np.ndarray) -> None:
+    """Write what `steps_of` gives as a 4-D NIfTI. About 0.1 to 0.3 bytes per voxel and structure."""
     with written_whole(path) as temporary:
         _write_nifti(temporary, steps, affine, slope=1 / 255)
 

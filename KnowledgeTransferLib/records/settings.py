@@ -28,8 +28,19 @@ class AnnotateSettings:
     """Which teachers annotated, with what weight, and what was kept of their opinion."""
 
     teachers: tuple[dict, ...] = _option((), "path, weight and sha256 of each teacher")
+    combine: str = _option(
+        "mean", "how several teachers become one: mean of their probabilities, majority of their votes, or STAPLE",
+        ("mean", "majority", "staple"),
+    )  # fmt: skip
+    synonyms: dict = _option({}, "other name of a structure -> its name, where teachers name one differently")
     probabilities: bool = _option(True, "keep class probabilities too, for soft-label distillation")
     uncertainty: bool = _option(False, "write a map of the teachers' uncertainty, 0 to 1, for each case")
+    uncertainty_measure: str = _option(
+        "entropy", "what that map holds: entropy of the class probabilities, or disagreement between teachers",
+        ("entropy", "disagreement"),
+    )  # fmt: skip
+    largest_component: bool = _option(False, "keep the largest part of each structure alone")
+    fill_holes: bool = _option(False, "fill holes inside each structure")
     device: str = _option("auto", "where the teachers run", ("auto", "cuda", "mps", "cpu"))
     most_bytes: int | None = _option(None, "of memory for the process; own bundles keep to it", limits=AT_LEAST_ONE)
 
@@ -149,7 +160,7 @@ def checked(values: dict, step: str, source: str) -> dict:
 def differences(stored: dict, asked: dict) -> list[str]:
     """Sentences on settings that were asked for and differ from those that a run was begun with."""
     return [
-        f"{name} is {stored[name]!r}, asked for is {value!r}"
+        f"{name} is {stored.get(name)!r}, asked for is {value!r}"
         for name, value in asked.items()
         if stored.get(name) != value
     ]

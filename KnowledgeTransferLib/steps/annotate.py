@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import numpy as np
 
 from ..learning.ahead import ahead
 from ..learning.memory import check_probabilities_fit
 from ..learning.predictor import pick_device
+from ..learning.pseudo_annotation import PseudoAnnotation, pseudo_annotation
 from ..learning.student import How, Student
-from ..learning.teachers import (
-    Ensemble,
-    Teacher,
-    absolute,
-    confidence_of,
-    kind_of,
-    remember_trust,
-    uncertainty_of,
-)
-from ..learning.volume import Volume, read_image, volumes_ml, write_annotation, write_image, write_probabilities
+from ..learning.teachers import FAILURES, Ensemble, absolute, kind_of, remember_trust
+from ..learning.volume import Volume, read_image, write_annotation, write_image, write_probabilities
 from ..records.bundle import sha256
 from ..records.cohort import Case, Cohort, read_cohort
 from ..records.labels import Labels
@@ -28,13 +20,24 @@ from ..records.progress import Listener, Progress
 from ..records.run_directory import RunDirectory, read_json, write_json
 from ..records.settings import AnnotateSettings, differences, read_settings, write_settings
 
-MAY_CHANGE = ("device", "uncertainty", "most_bytes")  # settings that a run may go on with another value of
+MAY_CHANGE = ("device", "uncertainty", "uncertainty_measure", "most_bytes")  # while a run goes on
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What annotates as what, what is known of the cases already, and where it is told and written."""
+
+    run: RunDirectory
+    settings: AnnotateSettings
+    labels: Labels
+    record: dict
+    progress: Progress
 
 
 def annotate(
     run: RunDirectory | Path | str,
     cohort: Cohort | Path | str | None = None,
-    teachers: dict[str, float] | None = None,
+    teachers: dict[str, float | dict[str, float]] | None = None,
     *,
     trust: bool = False,
     listener: Listener | None = None,
@@ -44,7 +47,7 @@ def annotate(
 
     Args:
         cohort: what `read_cohort` reads; None goes on with the run's own cohort.
-        teachers: path -> weight; None goes on with the run's own teachers.
+        teachers: path -> weight, or path -> weight of each structure; None goes on with the run's own teachers.
         trust: teachers that bring code of their own may execute it, now and later, until their files change.
         asked: other fields of AnnotateSettings.
 
@@ -52,7 +55,8 @@ def annotate(
         What annotations.json holds: `cases` (confidence, volume in ml of each structure), `teachers`, `problems`.
 
     Raises:
-        ValueError, OSError: nothing can be done at all; a case that fails is a problem, and the others go on.
+        ValueError, OSError: nothing can be done at all; a case that fails is a problem, and the others go on. A case
+            that one of several teachers fails on is annotated by the others.
     """
     run = run if isinstance(run, RunDirectory) else RunDirectory(run)
     with run.locked("annotate"), Progress("annotate", listener, run.events, run.cancel_requested) as progress:
@@ -62,25 +66,32 @@ def annotate(
         if trust:
             _trust(settings, progress)
         ensemble = open_teachers(settings, cohort.labels)
-        if getattr(ensemble, "hint", ""):
+        if ensemble.hint:
             progress.warning(ensemble.hint)
         write_settings(run, "annotate", settings)
         write_json(run.cohort, cohort.to_json())
-        record = _record(run, settings, ensemble)
-        _annotate_cases(run, cohort, ensemble, settings, record, progress)
-        progress.event("done", cases=len(record["cases"]), problems=progress.problems)
-        return record
+        job = _Job(run, settings, ensemble.labels, _record(run, settings, ensemble.labels), progress)
+        _annotate_cases(job, cohort, ensemble)
+        progress.event("done", cases=len(job.record["cases"]), problems=progress.problems)
+        return job.record
 
 
-def open_teachers(settings: AnnotateSettings, labels: Labels | None) -> Teacher:
-    """The teachers as one."""
+def open_teachers(settings: AnnotateSettings, labels: Labels | None) -> Ensemble:
+    """The teachers as one.
+
+    Raises:
+        ValueError: they cannot be one; or their disagreement is asked for, and no structure is judged by two.
+    """
     device = pick_device(settings.device)
     teachers = [kind_of(Path(t["path"])).open(Path(t["path"]), device, labels) for t in settings.teachers]
     for teacher in teachers:
         if isinstance(teacher, Student):
             teacher.run_as(How(most_bytes=settings.most_bytes))
-    weights = [t["weight"] for t in settings.teachers]
-    return teachers[0] if len(teachers) == 1 else Ensemble(teachers, weights)
+    weights = [_weight(t) for t in settings.teachers]
+    ensemble = Ensemble(teachers, weights, settings.combine, settings.synonyms)
+    if settings.uncertainty_measure == "disagreement" and not ensemble.may_disagree():
+        raise ValueError("disagreement needs two teachers that know the same structure; the entropy can be measured")
+    return ensemble
 
 
 def _trust(settings: AnnotateSettings, progress: Progress) -> None:
@@ -92,7 +103,7 @@ def _trust(settings: AnnotateSettings, progress: Progress) -> None:
 def _settings(run: RunDirectory, teachers: dict[str, float] | None, asked: dict) -> AnnotateSettings:
     """What was asked for on top of settings.json; a run keeps the teachers that it was begun with."""
     stored = read_settings(run, "annotate")
-    teachers = teachers or {t["path"]: t.get("weight", 1.0) for t in stored.get("teachers", ())}
+    teachers = teachers or {t["path"]: _weight(t) for t in stored.get("teachers", ())}
     if teachers:
         asked = {**asked, "teachers": tuple(_reference(Path(path), weight) for path, weight in teachers.items())}
     changed = differences(stored, {k: v for k, v in asked.items() if k not in MAY_CHANGE}) if stored else []
@@ -104,9 +115,14 @@ def _settings(run: RunDirectory, teachers: dict[str, float] | None, asked: dict)
     return settings
 
 
-def _reference(path: Path, weight: float) -> dict:
+def _reference(path: Path, weight: float | dict[str, float]) -> dict:
     path = absolute(path)
-    return {"path": str(path), "weight": float(weight), "sha256": kind_of(path).sha256(path)}
+    reference = {"path": str(path), "weight": 1.0, "sha256": kind_of(path).sha256(path)}
+    return reference | ({"structures": weight} if isinstance(weight, dict) else {"weight": float(weight)})
+
+
+def _weight(reference: dict) -> float | dict[str, float]:
+    return reference.get("structures") or reference.get("weight", 1.0)
 
 
 def _cohort(run: RunDirectory, cohort: Cohort | Path | str | None) -> Cohort:
@@ -119,63 +135,100 @@ def _cohort(run: RunDirectory, cohort: Cohort | Path | str | None) -> Cohort:
     return Cohort.from_json(read_json(run.cohort))
 
 
-def _record(run: RunDirectory, settings: AnnotateSettings, ensemble: Teacher) -> dict:
+def _record(run: RunDirectory, settings: AnnotateSettings, labels: Labels) -> dict:
     """What is known of the run's pseudo-annotations, from an earlier start or new."""
     if run.annotations.is_file():
         return {**read_json(run.annotations), "problems": []}
     teachers = [{"name": Path(t["path"]).name, **t} for t in asdict(settings)["teachers"]]
-    return {"teachers": teachers, "structures": ensemble.labels.to_json(), "cases": {}, "problems": []}
+    return {"teachers": teachers, "structures": labels.to_json(), "cases": {}, "problems": []}
 
 
-def _annotate_cases(run, cohort: Cohort, ensemble: Teacher, settings, record: dict, progress: Progress) -> None:
-    todo = [case for case in cohort.cases if not _is_done(run, case, settings, record)]
-    stage = progress.stage("annotate", len(cohort.cases), len(cohort.cases) - len(todo))
-    for case, reading in ahead(lambda case: read_image(case.images, case.id), todo):
+def _annotate_cases(job: _Job, cohort: Cohort, ensemble: Ensemble) -> None:
+    """Read the next case, and write the one before, while the teachers look at one."""
+    todo = [case for case in cohort.cases if not _is_done(job, case)]
+    stage = job.progress.stage("annotate", len(cohort.cases), len(cohort.cases) - len(todo))
+    writing: list[tuple[Case, Future]] = []
+    with ThreadPoolExecutor(1, "write") as thread:
         try:
-            volume = reading.result()
-            check_probabilities_fit(volume, ensemble.labels.channels, settings.most_bytes)
-            probabilities = ensemble.predict(volume)
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            progress.problem(case.id, error)
-        else:
-            known = record["cases"].pop(case.id, {})
-            decision = np.array(ensemble.labels.values, np.uint8)[probabilities.argmax(0)]
-            _keep_maps(run, volume, probabilities, settings)
-            checksum = _keep_decision(run, case, Volume(decision[None], volume.affine), ensemble.labels, known)
-            volumes = volumes_ml(decision, volume.affine, ensemble.labels)
-            figures = {"confidence": round(confidence_of(probabilities), 4), "volumes_ml": volumes}
-            record["cases"][case.id] = {"images": case.paths, "sha256": checksum, **figures}
-            files = {"uncertainty": str(run.uncertainty_map(case.id))} if settings.uncertainty else {}
-            progress.event("case", case=case.id, file=str(run.pseudo_annotation(case.id)), **files, **figures)
-        record["problems"] = progress.problems
-        write_json(run.annotations, record)
-        stage.advance(text=case.id)
+            for case, reading in ahead(lambda case: read_image(case.images, case.id), todo):
+                found = _judged(job, ensemble, case, reading)
+                _finish(job, writing)
+                writing += [(case, thread.submit(_write, job, case, *part)) for part in found]
+                stage.advance(text=case.id)
+        finally:
+            _finish(job, writing)
 
 
-def _is_done(run: RunDirectory, case: Case, settings: AnnotateSettings, record: dict) -> bool:
+def _judged(job: _Job, ensemble: Ensemble, case: Case, reading: Future) -> list[tuple[Volume, PseudoAnnotation]]:
+    """What the teachers say of a case; nothing, and a problem, when none can."""
+    measure = job.settings.uncertainty and job.settings.uncertainty_measure
+    try:
+        volume = reading.result()
+        check_probabilities_fit(volume, ensemble.labels.channels, job.settings.most_bytes)
+        opinion = ensemble.judge(volume, disagreement=measure == "disagreement")
+        found = pseudo_annotation(opinion, volume, ensemble.labels, job.settings)
+    except FAILURES as error:
+        job.progress.problem(case.id, error)
+        _remember(job)
+        return []
+    for name, reason in opinion.failed.items():
+        unknown = f"; nobody judged {', '.join(opinion.unknown)}" if opinion.unknown else ""
+        job.progress.warning(f"{case.id}: is annotated without {name} ({reason}){unknown}")
+    return [(volume, found)]
+
+
+def _write(job: _Job, case: Case, volume: Volume, found: PseudoAnnotation) -> dict:
+    """Write what is kept of a case; returns what annotations.json holds of it."""
+    run, known = job.run, job.record["cases"].get(case.id, {})
+    measure = {"uncertainty": job.settings.uncertainty_measure} if found.uncertainty is not None else {}
+    if found.steps is not None:
+        write_probabilities(run.probability_maps(case.id), found.steps, volume.affine)
+    if found.uncertainty is not None:
+        write_image(run.uncertainty_map(case.id), found.uncertainty, volume.affine)
+    else:
+        run.uncertainty_map(case.id).unlink(missing_ok=True)  # of an earlier image
+    checksum = _keep_decision(job, case, Volume(found.decision[None], volume.affine), known)
+    return {"images": case.paths, "sha256": checksum, **measure, **found.figures}
+
+
+def _finish(job: _Job, writing: list[tuple[Case, Future]]) -> None:
+    """Wait for what is being written, remember it and tell it."""
+    while writing:
+        case, future = writing.pop()
+        entry, file = future.result(), job.run.pseudo_annotation(case.id)
+        job.record["cases"].pop(case.id, None)
+        job.record["cases"][case.id] = entry
+        _remember(job)
+        files = {"uncertainty": str(job.run.uncertainty_map(case.id))} if job.settings.uncertainty else {}
+        figures = {name: entry[name] for name in ("confidence", "volumes_ml")}
+        job.progress.event("case", case=case.id, file=str(file), **files, **figures)
+
+
+def _remember(job: _Job) -> None:
+    job.record["problems"] = job.progress.problems
+    write_json(job.run.annotations, job.record)
+
+
+def _is_done(job: _Job, case: Case) -> bool:
+    """Whether all that is wanted of a case is there; one that a teacher failed on is tried again."""
+    run, settings = job.run, job.settings
     files = [run.pseudo_annotation(case.id)] + [run.probability_maps(case.id)] * settings.probabilities
     files += [run.uncertainty_map(case.id)] * settings.uncertainty
-    done = record["cases"].get(case.id, {})  # of another image, where another cohort has the same ids
-    return done.get("images") == case.paths and all(file.is_file() for file in files)
+    done = job.record["cases"].get(case.id, {})  # of another image, where another cohort has the same ids
+    same_measure = not settings.uncertainty or done.get("uncertainty", "entropy") == settings.uncertainty_measure
+    good = done.get("images") == case.paths and not done.get("failed")
+    return good and same_measure and all(file.is_file() for file in files)
 
 
-def _keep_maps(run: RunDirectory, volume: Volume, probabilities: np.ndarray, settings: AnnotateSettings) -> None:
-    if settings.probabilities:
-        write_probabilities(run.probability_maps(volume.name), probabilities, volume.affine)
-    if settings.uncertainty:
-        write_image(run.uncertainty_map(volume.name), uncertainty_of(probabilities), volume.affine)
-    else:
-        run.uncertainty_map(volume.name).unlink(missing_ok=True)  # of an earlier image
-
-
-def _keep_decision(run: RunDirectory, case: Case, decision: Volume, labels: Labels, known: dict) -> str:
+def _keep_decision(job: _Job, case: Case, decision: Volume, known: dict) -> str:
     """Write the pseudo-annotation; returns the checksum by which a correction by hand is noticed later.
 
     One of this image that is there stays, for example when only its uncertainty was missing: a person may have
-    corrected it. `known` is what is recorded of it.
+    corrected it. `known` is what is recorded of it. Only what some of the teachers said is replaced, uncorrected.
     """
-    file = run.pseudo_annotation(case.id)
-    if known.get("images") == case.paths and file.is_file():
+    file = job.run.pseudo_annotation(case.id)
+    there = known.get("images") == case.paths and file.is_file()
+    if there and not (known.get("failed") and sha256(file) == known["sha256"]):
         return known["sha256"]
-    write_annotation(file, decision.array[0], decision.affine, labels)
+    write_annotation(file, decision.array[0], decision.affine, job.labels)
     return sha256(file)

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from ..learning.metrics import measure
-from ..learning.segments import labels_of_segmentation, plain_name
+from ..learning.segments import labels_of_segmentation
 from ..learning.volume import Volume, check_same_geometry, read_label_map, volumes_ml
 from ..records.cohort import is_segmentation
 from ..records.labels import Labels, read_labels
 from ..records.progress import Listener, Progress
+from ..records.structure_names import plain_name
 
 
 def compare(segmentation: Path | str, reference: Path | str, *, listener: Listener | None = None) -> dict:

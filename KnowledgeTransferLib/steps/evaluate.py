@@ -17,7 +17,7 @@ from ..learning.predictor import pick_device
 from ..learning.report import best_median_worst, earlier_problems, overlay, training_of, write_report, write_table
 from ..learning.resources import PeakMemory, typical
 from ..learning.segmenters import Segmenter, is_kept, is_segmenter, kept_record, open_segmenter
-from ..learning.segments import labels_of_folder, labels_of_segmentation, plain_name
+from ..learning.segments import labels_of_folder, labels_of_segmentation
 from ..learning.teachers import absolute, remember_trust
 from ..learning.volume import Volume, read_annotation, read_image, write_annotation
 from ..records.bundle import bundle_in, is_bundle, sha256
@@ -26,6 +26,7 @@ from ..records.labels import Labels
 from ..records.progress import Progress
 from ..records.run_directory import RunDirectory, json_text, read_json, write_json
 from ..records.settings import EvaluateSettings, checked, read_settings, write_settings
+from ..records.structure_names import plain_name
 
 FORMAT = 1
 BAD_CASE = (OSError, ValueError, RuntimeError, MemoryError)  # what one bad file or too large a scan raises

@@ -204,14 +204,6 @@ def test_one_bad_case_is_listed_and_the_others_are_annotated(run, a_teacher, a_f
     assert before.items() <= times_of(run.pseudo_annotations).items()
 
 
-def test_teachers_of_other_structures_are_refused_before_any_case(run, a_teacher, a_foreign_cohort, tmp_path):
-    heart = expert_folder(a_foreign_cohort, tmp_path / "heart")
-    write_names(heart, Labels.from_names({1: "heart"}))
-    with pytest.raises(ValueError, match="heart knows heart, but student knows liver.*same structures"):
-        annotate(run, a_foreign_cohort, {str(a_teacher): 1.0, str(heart): 1.0})
-    assert not run.annotations.exists()
-
-
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_weight_must_be_a_number_above_zero(run, a_teacher, a_foreign_cohort, tmp_path, weight):
     folder = expert_folder(a_foreign_cohort, tmp_path / "experts")
@@ -281,7 +273,8 @@ def test_cases_done_without_uncertainty_are_done_again_when_it_is_asked_for(an_a
     annotate(run, uncertainty=True)
     assert len(list(run.uncertainty.iterdir())) == 4
     assert times_of(run.pseudo_annotations) == before
-    assert read_json(run.annotations)["cases"] == record  # with the checksum that tells the correction
+    with_measure = {id_: {**case, "uncertainty": "entropy"} for id_, case in record.items()}
+    assert read_json(run.annotations)["cases"] == with_measure  # with the checksum that tells the correction
     maps = times_of(run.uncertainty)
     annotate(run)  # goes on with it
     annotate(run, uncertainty=False)
@@ -328,3 +321,66 @@ def test_own_bundles_go_in_blocks_that_fit_with_the_same_result(done, run, a_tea
     for case in read_cohort(a_foreign_cohort).cases:
         first, second = (read_annotation(r.pseudo_annotation(case.id)) for r in (done, run))
         np.testing.assert_array_equal(first, second)
+
+
+def test_a_case_that_one_of_two_teachers_lacks_is_annotated_by_the_other_until_both_have_it(
+    run, a_foreign_cohort, tmp_path
+):
+    one, two = (expert_folder(a_foreign_cohort, tmp_path / str(shift), shift) for shift in (0, 3))
+    kept = (one / "B_003.nii.gz").rename(tmp_path / "kept.nii.gz")
+    events = []
+    record = annotate(run, a_foreign_cohort, {str(one): 3.0, str(two): 1.0}, listener=events.append)
+    assert record["problems"] == [] and len(record["cases"]) == 4
+    assert list(record["cases"]["B_003"]["failed"]) == ["0"] and "failed" not in record["cases"]["B_001"]
+    assert "B_003: is annotated without 0" in next(e["text"] for e in events if e["event"] == "warning")
+    found = read_annotation(run.pseudo_annotation("B_003"))
+    assert np.array_equal(found, read_annotation(two / "B_003.nii.gz"))
+    kept.rename(one / "B_003.nii.gz")
+    before = times_of(run.pseudo_annotations)
+    record = annotate(run)
+    after = times_of(run.pseudo_annotations)
+    assert {name for name in before if before[name] != after[name]} == {"B_003.seg.nrrd"}
+    assert np.array_equal(read_annotation(run.pseudo_annotation("B_003")), read_annotation(one / "B_003.nii.gz"))
+    assert "failed" not in record["cases"]["B_003"]
+
+
+def test_structures_that_nobody_judged_are_recorded_as_unknown(run, a_foreign_cohort, tmp_path):
+    folders = {name: expert_folder(a_foreign_cohort, tmp_path / name) for name in ("whole", "heart")}
+    write_names(folders["heart"], Labels.from_names({1: "heart", 2: "lung", 3: "bone", 4: "skin"}))
+    (folders["heart"] / "B_002.nii.gz").unlink()
+    record = annotate(run, a_foreign_cohort, {str(folder): 1.0 for folder in folders.values()})
+    assert [s["name"] for s in record["structures"]] == [*LABELS.names, "heart", "lung", "bone", "skin"]
+    assert record["cases"]["B_002"]["unknown"] == ["heart", "lung", "bone", "skin"]
+    assert list(record["cases"]["B_002"]["volumes_ml"]) == list(LABELS.names)
+    assert "unknown" not in record["cases"]["B_001"]
+
+
+def test_the_map_of_uncertainty_may_hold_the_disagreement_of_teachers(run, a_foreign_cohort, tmp_path):
+    one, two = (expert_folder(a_foreign_cohort, tmp_path / str(shift), shift) for shift in (0, 3))
+    wanted = {"uncertainty": True, "uncertainty_measure": "disagreement"}
+    with pytest.raises(ValueError, match="disagreement needs two teachers"):
+        annotate(run, a_foreign_cohort, {str(one): 1.0}, **wanted)
+    annotate(run, a_foreign_cohort, {str(one): 1.0, str(two): 1.0}, **wanted)
+    first, second = (read_annotation(folder / "B_001.nii.gz") for folder in (one, two))
+    stored = nibabel.load(run.uncertainty_map("B_001")).get_fdata()
+    np.testing.assert_allclose(stored, first != second, atol=1e-6)
+    annotate(run, uncertainty_measure="entropy")
+    entropy = nibabel.load(run.uncertainty_map("B_001")).get_fdata()
+    assert 0.3 < entropy[first != second].min() < 0.6 and not entropy[first == second].any()
+
+
+def test_clean_up_leaves_the_largest_part_without_holes_in_decision_and_probabilities(run, a_foreign_cohort, tmp_path):
+    folder = expert_folder(a_foreign_cohort, tmp_path / "teacher")
+    volume = read_image(read_cohort(a_foreign_cohort).cases[0].images)
+    drawn = np.zeros(volume.shape, np.uint8)
+    drawn[4:12, 4:12, 4:12] = 1
+    drawn[7, 7, 7] = 0
+    drawn[20:22, 20:22, 6] = 1
+    write_annotation(folder / "B_001.nii.gz", drawn, volume.affine, LABELS)
+    annotate(run, a_foreign_cohort, {str(folder): 1.0}, largest_component=True, fill_holes=True)
+    clean = read_annotation(run.pseudo_annotation("B_001"))
+    assert clean[7, 7, 7] == 1 and not clean[20:22, 20:22, 6].any()
+    assert (clean != drawn).sum() == 5
+    steps = read_probabilities(run.probability_maps("B_001"), volume)
+    assert np.array_equal(steps[1] == 255, clean == 1) and (steps.sum(0, dtype=int) == 255).all()
+    assert read_json(run.annotations)["cases"]["B_001"]["foreground_voxels"] == 8**3

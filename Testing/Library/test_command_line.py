@@ -124,7 +124,18 @@ def test_the_whole_job_from_the_shell(a_teacher, a_foreign_cohort, command, tmp_
 
 @pytest.mark.parametrize(
     ("text", "path", "weight"),
-    [("a/b", "a/b", 1.0), ("a/b=2.5", "a/b", 2.5), ("C:\\x=y", "C:\\x=y", 1.0), ("x=y=0.5", "x=y", 0.5)],
+    [
+        ("a/b", "a/b", 1.0),
+        ("a/b=2.5", "a/b", 2.5),
+        ("C:\\x=y", "C:\\x=y", 1.0),
+        ("x=y=0.5", "x=y", 0.5),
+        (
+            "totalsegmentator:total=left kidney:2,spleen:0",
+            "totalsegmentator:total",
+            {"left kidney": 2, "spleen": 0},
+        ),
+        ("C:\\x=y:z", "C:\\x=y:z", 1.0),
+    ],
 )
 def test_a_teacher_is_a_path_with_or_without_a_weight(monkeypatch, command, tmp_path, text, path, weight):
     given = {}
@@ -136,6 +147,19 @@ def test_a_teacher_is_a_path_with_or_without_a_weight(monkeypatch, command, tmp_
     monkeypatch.setattr(annotate_step, "annotate", annotate)
     assert command("annotate", tmp_path, "--teacher", text).status == 0
     assert given == {path: weight}
+
+
+def test_synonyms_and_how_teachers_are_combined_reach_the_step(monkeypatch, command, tmp_path):
+    given = {}
+    monkeypatch.setattr(
+        annotate_step, "annotate", lambda *_, **asked: given.update(asked) or {"problems": [], "cases": {}}
+    )
+    more = ("--synonym", "left kidney=kidney_left", "--synonym", "spleen=Milz", "--combine", "staple", "--fill-holes")
+    assert command("annotate", tmp_path, "--teacher", "a", *more).status == 0
+    assert given["synonyms"] == {"kidney_left": "left kidney", "Milz": "spleen"}
+    assert given["combine"] == "staple" and given["fill_holes"] is True
+    refused = command("annotate", tmp_path, "--teacher", "a", "--synonym", "spleen")
+    assert refused.status == 2 and "write NAME=OTHER" in refused.messages
 
 
 def test_an_error_is_one_event_and_its_traceback_lies_in_the_log(command, tmp_path):

@@ -228,36 +228,6 @@ def test_a_run_directory_teaches_by_its_student(a_bundle):
     np.testing.assert_array_equal(teacher.predict(a_volume()), expected)
 
 
-def test_an_ensemble_is_the_weighted_mean_of_its_teachers():
-    a, b, c = soft(0), soft(1), soft(2)
-    ensemble = Ensemble([Fixed(LABELS, x, n) for x, n in ((a, "a"), (b, "b"), (c, "c"))], [1, 2, 5])
-    found = ensemble.predict(a_volume())
-    np.testing.assert_allclose(found, (a + 2 * b + 5 * c) / 8, atol=1e-6)
-    np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
-    assert ensemble.name == "a + b + c" and ensemble.labels == LABELS and found.dtype == np.float32
-
-
-def test_an_ensemble_orders_channels_by_the_names_of_structures():
-    turned = Labels.from_names({1: "spleen", 9: "liver"})
-    a, b = soft(0), soft(1)
-    found = Ensemble([Fixed(LABELS, a), Fixed(turned, b)], [1, 1]).predict(a_volume())
-    np.testing.assert_allclose(found[1], (a[1] + b[2]) / 2, atol=1e-6)
-    np.testing.assert_allclose(found[2], (a[2] + b[1]) / 2, atol=1e-6)
-    np.testing.assert_allclose(found[0], (a[0] + b[0]) / 2, atol=1e-6)
-
-
-def test_teachers_of_different_structures_are_refused():
-    others = Labels.from_names({4: "liver", 2: "pancreas"})
-    with pytest.raises(ValueError, match="b knows pancreas, liver, but a knows liver, spleen"):
-        Ensemble([Fixed(LABELS, soft(0), "a"), Fixed(others, soft(1), "b")], [1, 1])
-
-
-@pytest.mark.parametrize("weights", [[1, 0], [1, -2], [1, float("nan")], [1, float("inf")]])
-def test_weights_must_be_above_0(weights):
-    with pytest.raises(ValueError, match="weights of teachers must be above 0"):
-        Ensemble([Fixed(LABELS, soft(0)), Fixed(LABELS, soft(1))], weights)
-
-
 def slow_confidence(probabilities: np.ndarray) -> float:
     """Per structure: 2 sum of p inside its decision / (sum of p everywhere + voxels of its decision); the mean."""
     scores = []

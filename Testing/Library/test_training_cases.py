@@ -15,6 +15,7 @@ from KnowledgeTransferLib.learning.training_cases import (
 from KnowledgeTransferLib.learning.volume import (
     read_annotation,
     read_image,
+    steps_of,
     write_annotation,
     write_image,
     write_probabilities,
@@ -49,7 +50,7 @@ def annotated(run: RunDirectory, case: Case, probabilities: bool = True) -> None
     soft = np.random.default_rng(1).dirichlet(np.ones(3), SHAPE).transpose(3, 0, 1, 2).astype(np.float32)
     write_annotation(run.pseudo_annotation(case.id), np.array(LABELS.values)[soft.argmax(0)], np.eye(4), LABELS)
     if probabilities:
-        write_probabilities(run.probability_maps(case.id), soft, np.eye(4))
+        write_probabilities(run.probability_maps(case.id), steps_of(soft), np.eye(4))
     known = read_json(run.annotations)["cases"] if run.annotations.is_file() else {}
     known[case.id] = {"images": case.paths, "sha256": sha256(run.pseudo_annotation(case.id))}
     write_json(run.annotations, {"structures": LABELS.to_json(), "teachers": [], "cases": known})
@@ -261,7 +262,7 @@ def test_cases_without_an_annotation_are_said_to_be_left_out(run, a_cohort):
 def test_probabilities_that_lie_elsewhere_are_refused(run, a_cohort):
     case = a_cohort.cases[2]
     soft = np.full((3, *SHAPE), 1 / 3, np.float32)
-    write_probabilities(run.probability_maps(case.id), soft, np.diag([3.0, 3.0, 3.0, 1.0]))
+    write_probabilities(run.probability_maps(case.id), steps_of(soft), np.diag([3.0, 3.0, 3.0, 1.0]))
     item = next(
         i for i in training_cases_of(run, a_cohort, DistilSettings(), Progress("distil")) if i.case.id == case.id
     )

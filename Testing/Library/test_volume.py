@@ -11,6 +11,7 @@ from KnowledgeTransferLib.learning.volume import (
     read_annotation,
     read_image,
     read_probabilities,
+    steps_of,
     write_annotation,
     write_image,
     write_probabilities,
@@ -220,7 +221,7 @@ def test_scaled_integers_are_read_in_their_units(tmp_path):
 def test_probabilities_come_back_within_half_a_step(tmp_path):
     probabilities = np.random.default_rng(0).dirichlet(np.ones(3), SHAPE).transpose(3, 0, 1, 2).astype(np.float32)
     like = Volume(np.zeros((1, *SHAPE)), affine_of("oblique"), "a")
-    write_probabilities(tmp_path / "a.nii.gz", probabilities, like.affine)
+    write_probabilities(tmp_path / "a.nii.gz", steps_of(probabilities), like.affine)
     again = read_probabilities(tmp_path / "a.nii.gz", like)
     assert again.dtype == np.uint8
     np.testing.assert_array_equal(again.sum(0, dtype=int), 255)

@@ -13,7 +13,7 @@ from ...records import trust
 from .annotations import AnnotationsOnDisk
 from .auto3dseg import Auto3DSeg
 from .certainty import confidence_of, uncertainty_of
-from .ensemble import Ensemble
+from .ensemble import FAILURES, Ensemble, Opinion
 from .exported import Onnx, TorchExport, TorchScript
 from .monai_bundle import MonaiBundle
 from .nnunet import NnUnet
@@ -22,9 +22,9 @@ from .teacher import Teacher
 from .total_segmentator import TotalSegmentatorTask
 
 __all__ = [
-    "TEACHER_KINDS", "AnnotationsOnDisk", "Auto3DSeg", "Ensemble", "MonaiBundle", "NnUnet", "Onnx", "OwnBundle",
-    "Teacher", "TorchExport", "TorchScript", "TotalSegmentatorTask", "absolute", "confidence_of", "kind_of",
-    "remember_trust", "risk_of", "uncertainty_of",
+    "FAILURES", "TEACHER_KINDS", "AnnotationsOnDisk", "Auto3DSeg", "Ensemble", "MonaiBundle", "NnUnet", "Onnx",
+    "Opinion", "OwnBundle", "Teacher", "TorchExport", "TorchScript", "TotalSegmentatorTask", "absolute",
+    "confidence_of", "kind_of", "remember_trust", "risk_of", "uncertainty_of",
 ]  # fmt: skip
 
 TEACHER_KINDS = (

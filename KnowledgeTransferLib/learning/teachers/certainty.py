@@ -26,6 +26,12 @@ def confidence_of(probabilities: np.ndarray) -> float:
     return float(np.mean(scores)) if scores else 0.0
 
 
+def binary_entropy(probability: np.ndarray) -> np.ndarray:
+    """Entropy in bits of whether something is there: 0 to 1, of any shape, float32."""
+    p = np.clip(probability, 0, 1)
+    return ((special.entr(p) + special.entr(1 - p)) / math.log(2)).astype(np.float32)
+
+
 def uncertainty_of(probabilities: np.ndarray) -> np.ndarray:
     """Entropy of the class probabilities, as a share of the largest there can be: `(I, J, K)` float32 from 0 to 1.
 

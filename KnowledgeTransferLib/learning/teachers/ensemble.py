@@ -1,41 +1,123 @@
-"""Ensemble: several teachers that are one."""
+"""Ensemble: one teacher or several that are one. They may know different structures; together they know all."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...records.labels import Labels
+from ...records.structure_names import matches, merged
 from ..volume import Volume
+from .combining import Tally, combined
 from .teacher import Teacher
+
+FAILURES = (ValueError, OSError, RuntimeError, MemoryError)  # of one teacher on one case
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What teachers say of a case together: class probabilities `(C, I, J, K)` float32, background first.
+
+    `unknown`: structures that nobody judged, whose probability is 0. `failed`: teachers that could not judge the case,
+    and why. `disagreement (I, J, K)` from 0 to 1, where it was asked for.
+    """
+
+    probabilities: np.ndarray
+    unknown: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+    disagreement: np.ndarray | None = None
 
 
 class Ensemble:
-    """Several teachers that are one: the weighted mean of their probabilities (Wang et al., arXiv:2101.09560).
+    """Teachers that are one: merged by the names and codes of their structures, combined as combining.py says.
+
+    Args:
+        weights: of each teacher: a number, or structure -> number for some of its structures (1 for the others; 0: it
+            is not asked about that one).
+        combine: mean, majority or staple.
+        synonyms: other name -> name, for structures whose names differ.
 
     Raises:
-        ValueError: the teachers do not know the same structures, or a weight is not above 0.
+        ValueError: a weight that is no number above 0, of a structure that the teacher does not know, or beside STAPLE,
+            which weighs by itself.
     """
 
     network = None
 
-    def __init__(self, teachers: list[Teacher], weights: list[float]):
-        self.teachers, self.labels = teachers, teachers[0].labels
+    def __init__(self, teachers: list[Teacher], weights: list, combine: str = "mean", synonyms: dict | None = None):
+        self.teachers, self.combine = teachers, combine
+        self.labels, self.names = merged([t.labels for t in teachers], synonyms)
         self.name = " + ".join(t.name for t in teachers)
         self.hint = "\n".join(filter(None, (getattr(t, "hint", "") for t in teachers)))
-        if not all(0 < w < math.inf for w in weights):
-            raise ValueError(f"weights of teachers must be above 0; found {weights}")
-        self.weights = [w / sum(weights) for w in weights]
-        for teacher in teachers[1:]:
-            if set(teacher.labels.names) != set(self.labels.names):
-                raise ValueError(
-                    f"{teacher.name} knows {', '.join(teacher.labels.names)}, but {teachers[0].name} knows "
-                    f"{', '.join(self.labels.names)}; teachers must know the same structures"
-                )
+        self.weights = np.array([self._weights(n, weight, synonyms) for n, weight in enumerate(weights)])
+        self._leave_out_what_nobody_is_asked_about()
+        if combine == "staple" and len(np.unique(self.weights[self.weights > 0])) > 1:
+            raise ValueError("STAPLE finds out by itself how far each teacher can be relied on; leave the weights out")
 
     def predict(self, volume: Volume) -> np.ndarray:
-        total = 0
-        for teacher, weight in zip(self.teachers, self.weights, strict=True):
-            order = [0] + [1 + teacher.labels.names.index(name) for name in self.labels.names]
-            total = total + weight * teacher.predict(volume)[order]
-        return total
+        """Class probabilities `(C, I, J, K)` float32 in the geometry of the volume, background first."""
+        return self.judge(volume).probabilities
+
+    def judge(self, volume: Volume, disagreement: bool = False) -> Opinion:
+        """What those teachers say that can judge the volume.
+
+        Raises:
+            ValueError, OSError, RuntimeError, MemoryError: the last teacher's reason, where none can.
+        """
+        if len(self.teachers) == 1 and self.labels == self.teachers[0].labels:  # the usual case needs no second array
+            return Opinion(self.teachers[0].predict(volume))
+        tally, failed = None, {}
+        for number, teacher in enumerate(self.teachers):
+            try:
+                probabilities = teacher.predict(volume)
+            except FAILURES as error:
+                failed[self._told(number)] = str(error)
+                if len(failed) == len(self.teachers):
+                    raise
+                continue
+            tally = tally or Tally(self.labels.channels, volume.shape, self.combine != "mean", disagreement)
+            tally.add(probabilities, self._channels(number), self.weights[number])
+        unknown = tuple(n for n, w in zip(self.labels.names, tally.weights[1:], strict=True) if not w)
+        contradiction = tally.disagreement() if disagreement else None
+        return Opinion(combined(tally, self.combine), unknown, failed, contradiction)
+
+    def may_disagree(self) -> bool:
+        """Whether any structure is judged by two teachers."""
+        return bool((np.count_nonzero(self.weights, axis=0) > 1).any())
+
+    def _channels(self, number: int) -> list[int]:
+        """Channel of each class of a teacher; 0 of the background and of what it is not asked about."""
+        asked = dict(zip(self.labels.names, self.weights[number][1:], strict=True))
+        names = [self.names[number][name] for name in self.teachers[number].labels.names]
+        return [0] + [1 + self.labels.names.index(name) if asked.get(name) else 0 for name in names]
+
+    def _leave_out_what_nobody_is_asked_about(self) -> None:
+        asked = self.weights.sum(0) > 0
+        self.labels = Labels(tuple(s for s, kept in zip(self.labels.structures, asked[1:], strict=True) if kept))
+        self.weights = self.weights[:, [True, *asked[1:]]]
+
+    def _weights(self, number: int, weight, synonyms: dict | None) -> list[float]:
+        """Of a teacher in each class; 0 of the background and of the structures that it does not know."""
+        own = self._by_structure(number, weight, synonyms) if isinstance(weight, dict) else {}
+        usual = 1.0 if isinstance(weight, dict) else weight
+        if not all(0 <= w < math.inf for w in own.values()) or not 0 < usual < math.inf:
+            raise ValueError(f"weights of teachers must be above 0 (of a structure: 0 or above); found {weight}")
+        known = {*self.names[number].values()}
+        return [0.0] + [own.get(name, usual) if name in known else 0.0 for name in self.labels.names]
+
+    def _by_structure(self, number: int, weights: dict, synonyms: dict | None) -> dict[str, float]:
+        teacher, found = self.teachers[number], {}
+        for name, weight in weights.items():
+            same = matches(Labels.from_names({1: name}), teacher.labels, synonyms).get(name)
+            if same is None:
+                known = ", ".join(teacher.labels.names)
+                raise ValueError(f"{teacher.name}: does not know {name}, which has a weight; it knows {known}")
+            found[self.names[number][same]] = weight
+        return found
+
+    def _told(self, number: int) -> str:
+        """A teacher's name; with its number where another has the same."""
+        names = [teacher.name for teacher in self.teachers]
+        return names[number] if names.count(names[number]) == 1 else f"{names[number]} ({number + 1})"
