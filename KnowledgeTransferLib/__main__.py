@@ -53,7 +53,8 @@ def _carry_out(options: argparse.Namespace, listener: Listener, steps: dict) -> 
 def _asked(options: argparse.Namespace, settings_class) -> dict:
     names = [f.name for f in fields(settings_class) if hasattr(options, f.name)]
     values = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return {**values, "losses": dict(values["losses"])} if "losses" in values else values
 
 
 def _cohort(options: argparse.Namespace):

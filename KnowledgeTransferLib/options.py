@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from . import __version__
+from .records.losses import USUAL_WEIGHTS, weight_of
 from .records.settings import NONE, AnnotateSettings, DistilSettings, EvaluateSettings
 from .records.students import STUDENTS
 
@@ -17,6 +18,7 @@ HIDDEN = {
     "losses",
     "start_from",
     "start_sha256",
+    "live_sha256",
     "methods",
     "cohort",
     "labels",
@@ -26,7 +28,8 @@ HIDDEN = {
 }  # have their own option, or none
 WITHOUT = {"minutes": "none"}  # defaults of settings that nothing is chosen for
 GROUPS = {  # of the settings of distil; others stand beside --help
-    "what to learn from": ("annotations", "soft", "validation_share", "foreground_share"),
+    "what to learn from": ("annotations", "labelled_share", "soft", "validation_share", "foreground_share"),
+    "losses": ("tasks", "live_teacher", "scales", "response_temperature", "contrastive_temperature"),
     "length": ("epochs", "minutes", "validate_every_epochs", "patience_epochs"),
     "choices made from the cohort": (
         "dimensions", "spacing_mm", "normalisation", "patch_size_voxels", "batch_size", "learning_rate", "weight_decay",
@@ -94,6 +97,11 @@ def _add_distil(steps) -> None:
     lessons.add_argument(
         "--from", dest="start_from", metavar="BUNDLE", help="start from this student or teacher (fine-tuning)"
     )
+    groups["losses"].add_argument(
+        "--loss", action="append", metavar="NAME[=WEIGHT]", type=_loss, dest="losses",
+        help=f"one of {', '.join(USUAL_WEIGHTS)}; give it several times for several (dice-ce is always there, unless "
+        "its weight is 0)",
+    )  # fmt: skip
     places = {name: groups[title] for title, names in GROUPS.items() for name in names}
     _add_settings(step, DistilSettings, {"student": (tuple(STUDENTS), f"student design: {_sizes()}")}, places)
 
@@ -252,11 +260,20 @@ def _kind_of(setting, choices) -> dict:
     kind, given = setting.type.split(" ")[0], {"choices": choices} if choices else {}
     if kind == "bool":
         return {**given, "action": argparse.BooleanOptionalAction}
+    if kind == "tuple[str,":
+        return {"type": lambda text: tuple(text.split(",")), "metavar": "A,B"}
     if kind.startswith("tuple"):
         return {**given, "type": KINDS[kind[6:].split(",")[0]], "nargs": "*", "metavar": "N"}
     if setting.name in TAKEN_BACK:
         return {**given, "type": _number_or_none(KINDS[kind]), "metavar": "N|none"}
     return {**given, "type": KINDS[kind]}
+
+
+def _loss(text: str) -> tuple[str, float]:
+    try:
+        return weight_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _number_or_none(kind):

@@ -242,12 +242,20 @@ def _teacherArguments(weights):
 
 
 def _options(settings):
-    """Settings as the command line takes them: minutes=5 is --minutes 5, soft=False is --no-soft."""
+    """Settings as the command line takes them: minutes=5 is --minutes 5, soft=False is --no-soft.
+
+    losses={"contrastive": 0.2} is --loss contrastive=0.2, scales=("encoder", "bottleneck")
+    is --scales encoder,bottleneck.
+    """
     options = []
     for name, value in settings.items():
         option = "from" if name == "start_from" else name.replace("_", "-")
         if isinstance(value, bool):
             options.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, dict):
+            options += [part for key, weight in value.items() for part in ("--loss", f"{key}={weight:g}")]
+        elif isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
+            options += [f"--{option}", ",".join(value)]
         else:
             options += [f"--{option}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
     return options

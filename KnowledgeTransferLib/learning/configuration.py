@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 
@@ -43,6 +44,7 @@ class Surroundings:
     labels: Labels
     device: str
     training_cases: int
+    stride: int = 1  # the patch is a multiple of it: that of a live teacher
 
 
 def fingerprint(volume: Volume, annotation: np.ndarray | None) -> Fingerprint:
@@ -80,6 +82,7 @@ def configure(
     settings = dataclasses.replace(asked, **chosen)
     _check_spacing(settings.spacing_mm)
     preprocessing = Preprocessing(dimensions, settings.spacing_mm, _normalisations(cases, settings.normalisation))
+    choose("tasks", design.tasks, f"usual tasks of the design {design.name}")
     choose("mirror_axes", *_mirror_axes(cases, around.labels))
     complete_training(settings, design, _prepared_shapes(cases, preprocessing), around, choose)
     return dataclasses.replace(asked, **chosen, reasons=reasons), preprocessing
@@ -90,6 +93,7 @@ def complete_training(
 ) -> None:
     """Choose patch, batch, length and rate of the training; `choose(name, value, reason)` takes each."""
     stride = build_network(design, settings.dimensions, 1, around.labels.channels).total_stride
+    stride = math.lcm(stride, around.stride)
     factor = 1 if around.device == "cpu" else GPU_FACTOR
     budget = design.patch_voxels[settings.dimensions] * factor
     patch = _patch(np.median(shapes, axis=0), budget, stride, settings.dimensions)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,77 @@ class Target:
     image: torch.Tensor
     weights: torch.Tensor | None = None
     known: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a loss knows of the networks before the training, so that its heads exist before the optimiser.
+
+    Args:
+        student, teacher: feature tap -> `(channels, *grid)` for one small image; {} without a live teacher.
+        image: `(C, *size)` of that image.
+        classes: how many the student tells apart, background included.
+    """
+
+    student: dict[str, Shape]
+    teacher: dict[str, Shape]
+    image: Shape
+    classes: int
+
+
+def shapes_of(student: nn.Module, teacher: nn.Module | None, channels: int) -> Shapes:
+    """Run both networks once on a small image `(1, channels, *size)` and look at the features of all their taps."""
+    networks = [network for network in (student, teacher) if network is not None]
+    edge = 2 * math.lcm(*(network.total_stride for network in networks))
+    size = (channels, *[edge] * student.dimensions)
+    return Shapes(_tap_shapes(student, size), _tap_shapes(teacher, size) if teacher else {}, size, student.classes)
+
+
+def _tap_shapes(network: nn.Module, size: Shape) -> dict[str, Shape]:
+    was_training = network.training
+    with torch.no_grad():
+        device = next(network.parameters()).device
+        outputs = outputs_of(network.eval(), torch.zeros(1, *size, device=device), network.taps)
+    network.train(was_training)
+    return {tap: tuple(outputs.features[tap].shape[1:]) for tap in network.taps}
+
+
+def taps_of_kind(shapes: dict[str, Shape], kind: str) -> list[str]:
+    """The taps of a kind ("encoder", "bottleneck" or "decoder"), the finest first."""
+    taps = [tap for tap in shapes if tap.rstrip("0123456789") == kind]
+    return sorted(taps, key=lambda tap: int(tap[len(kind) :] or 0))
+
+
+def tap_pairs(scales: Iterable[str], shapes: Shapes) -> list[tuple[str, str]]:
+    """Which tap of the student learns from which of the teacher's.
+
+    Args:
+        scales: "encoder", "bottleneck", "decoder" stand for all taps of the kind, "encoder2" for one; each learns from
+            the teacher's tap of the same kind whose grid is nearest to its own. "encoder1:encoder3" names both.
+
+    Raises:
+        ValueError: a tap that a network does not have; the message lists those that it has.
+    """
+    pairs = []
+    for scale in scales:
+        wanted, _, partner = scale.partition(":")
+        taps = [wanted] if wanted in shapes.student else taps_of_kind(shapes.student, wanted)
+        for tap in taps:
+            pairs.append((tap, partner or _nearest(tap, shapes)))
+        if not taps or (partner and partner not in shapes.teacher):
+            whose = "teacher" if taps else "student"
+            raise ValueError(
+                f"--scales {scale}: the {whose} has no such feature tap; it has {', '.join(getattr(shapes, whose))}"
+            )
+    return list(dict.fromkeys(pairs))
+
+
+def _nearest(tap: str, shapes: Shapes) -> str:
+    kind, voxels = tap.rstrip("0123456789"), math.prod(shapes.student[tap][1:])
+    candidates = taps_of_kind(shapes.teacher, kind)
+    if not candidates:
+        raise ValueError(f"--scales {kind}: the teacher has no such feature tap; it has {', '.join(shapes.teacher)}")
+    return min(candidates, key=lambda other: abs(math.log(math.prod(shapes.teacher[other][1:]) / voxels)))
 
 
 def outputs_of(network: nn.Module, image: torch.Tensor, taps: Iterable[str] = ()) -> Outputs:

@@ -22,8 +22,9 @@ from ..records.settings import DistilSettings
 from .augmentation import augment
 from .batches import Batch, PreparedCase, Sampler, to_probabilities
 from .configuration import LOOKS
-from .features import Target, outputs_of
-from .losses import WeightedLosses
+from .features import Target, outputs_of, shapes_of
+from .losses import WeightedLosses, losses_of
+from .precursors import LiveTeacher
 from .predictor import predict
 
 CHECKPOINT_EVERY_S = 60
@@ -58,6 +59,7 @@ class Training:
     settings: DistilSettings
     state: State
     limit_voxels: int
+    teacher: LiveTeacher | None = None
 
     @property
     def total_steps(self) -> int:
@@ -74,20 +76,26 @@ def new_fabric(device: str, precision: str) -> Fabric:
     return fabric
 
 
-def new_training(
-    fabric: Fabric, network: nn.Module, cases: tuple[list, list], settings: DistilSettings, limit_voxels: int
-) -> Training:
+def new_training(  # noqa: PLR0913 (what a training is made of)
+    fabric: Fabric, network: nn.Module, cases: tuple[list, list], settings: DistilSettings, limit_voxels: int,
+    teacher: LiveTeacher | None = None,
+) -> Training:  # fmt: skip
     """A training at its beginning; `cases` are those to learn from and those held out."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    loss = WeightedLosses(settings.losses)
+    loss = _new_losses(network, len(cases[0][0].image), settings, teacher)
     parameters = [*network.parameters(), *loss.parameters()]
     optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
-    classes = network.classes
+    sampler = Sampler(cases[0], network.classes, settings, fabric.global_rank, fabric.world_size)
     network, optimizer = fabric.setup(network, optimizer)
-    sampler = Sampler(cases[0], classes, settings, fabric.global_rank, fabric.world_size)
-    return Training(
-        fabric, network, optimizer, fabric.to_device(loss), sampler, cases[1], settings, State(), limit_voxels
-    )
+    loss = fabric.to_device(loss)
+    return Training(fabric, network, optimizer, loss, sampler, cases[1], settings, State(), limit_voxels, teacher)
+
+
+def _new_losses(network: nn.Module, channels: int, settings: DistilSettings, teacher: LiveTeacher | None):
+    """The losses, whose heads fit both networks; the same seed gives the same heads."""
+    shapes = shapes_of(network, teacher.network if teacher else None, channels)
+    torch.manual_seed(settings.seed)
+    return WeightedLosses(losses_of(settings), shapes, settings)
 
 
 def train(training: Training, run: RunDirectory, progress: Progress) -> None:
@@ -129,14 +137,17 @@ def train_step(training: Training, batch: Batch, began: float) -> None:
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(state.step / training.total_steps, training.settings.learning_rate)
     training.network.train()
-    loss = training.loss(outputs_of(training.network, target.image), None, target)
+    taught = training.teacher.outputs(target.image, training.loss.teacher_taps) if training.teacher else None
+    loss = training.loss(outputs_of(training.network, target.image, training.loss.student_taps), taught, target)
     if not torch.isfinite(loss):
         raise ValueError(
             f"the loss is no number any more at step {state.step}; try a lower --learning-rate, or 32-true"
         )
     training.optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
-    fabric.clip_gradients(training.network, training.optimizer, max_norm=1.0)
+    _average_gradients(training)
+    for module in (training.network, training.loss):
+        fabric.clip_gradients(module, training.optimizer, max_norm=1.0)
     training.optimizer.step()
     state.loss_sum += float(loss.detach())
 
@@ -153,6 +164,14 @@ def augmented_target(training: Training, batch: Batch) -> Target:
     flat = training.network.dimensions == 2  # noqa: PLR2004
     image, target, *others = (tensor[..., 0] if flat else tensor for tensor in moved)
     return Target(target, image, others[0] if others else None, known)
+
+
+def _average_gradients(training: Training) -> None:
+    """Of the losses' heads, over all processes; those of the network Fabric has averaged."""
+    if training.fabric.world_size > 1:
+        for parameter in training.loss.parameters():  # all of them: each process waits for the others
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = training.fabric.all_reduce(gradient, reduce_op="mean")
 
 
 def end_epoch(training: Training, progress: Progress) -> bool:

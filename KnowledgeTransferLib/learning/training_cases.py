@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,7 @@ def training_cases_of(
     """
     known = read_json(run.annotations)["cases"] if run.annotations.is_file() else {}
     reviews = read_reviews(run)
+    cohort = with_labelled_share(cohort, settings)
     found = {
         case.id: _training_case(run, case, cohort.labels, settings, known.get(case.id, {})) for case in cohort.cases
     }
@@ -79,6 +80,18 @@ def training_cases_of(
     if corrected:
         progress.message(f"{corrected} of {len(cases)} cases were corrected in the review; the corrections are learnt")
     return cases
+
+
+def with_labelled_share(cohort: Cohort, settings: DistilSettings) -> Cohort:
+    """The cohort with the expert annotations of a share of its annotated patients; those of the others are not used.
+
+    Which patients these are depends on the seed alone; a larger share holds all those of a smaller one.
+    """
+    groups = sorted({case.group for case in cohort.cases if case.label is not None})
+    count = max(round(settings.labelled_share * len(groups)), settings.labelled_share > 0)
+    labelled = set(np.random.default_rng((settings.seed, 6)).permutation(groups)[:count].tolist())
+    cases = [case if case.group in labelled else replace(case, label=None) for case in cohort.cases]
+    return replace(cohort, cases=tuple(cases))
 
 
 def _training_case(run: RunDirectory, case: Case, labels: Labels | None, settings: DistilSettings, known: dict):

@@ -51,6 +51,10 @@ class DistilSettings:
 
     student: str = _option("tiny", "student design")
     annotations: str = _option("pseudo", "what the student learns from", ("pseudo", "expert", "both"))
+    labelled_share: float = _option(
+        1.0, "share of the patients with expert annotations whose annotations are used; the others count as unlabelled",
+        limits=SHARE,
+    )  # fmt: skip
     soft: bool = _option(True, "learn the teacher's class probabilities, not only its decision")
     start_from: str = _option("", "bundle whose weights the training starts from (fine-tuning)")
     start_sha256: str = _option("", "weights of that bundle")
@@ -87,6 +91,17 @@ class DistilSettings:
     gamma_share: float = _option(0.2, "augmentation: largest change of the gamma exponent", limits=NOT_NEGATIVE)
     noise_deviation: float = _option(0.1, "augmentation: largest standard deviation of the noise", limits=NOT_NEGATIVE)
     losses: dict = _option({"dice-ce": 1.0}, "weight of each loss")
+    tasks: tuple[str, ...] | None = _option(
+        None, "what the student is trained for: segmentation, reconstruction", ("segmentation", "reconstruction")
+    )
+    live_teacher: str = _option("", "bundle that runs beside the student, for the losses that compare features")
+    live_sha256: str = _option("", "weights of that bundle")
+    scales: tuple[str, ...] = _option(
+        ("encoder", "bottleneck", "decoder"), "feature taps that are compared: kinds, taps (encoder2) or pairs "
+        "(encoder1:encoder3, the student's first)",
+    )  # fmt: skip
+    response_temperature: float = _option(4.0, "temperature of the loss response", limits=(1e-3, 1e3))
+    contrastive_temperature: float = _option(0.4, "temperature of the contrastive losses", limits=(1e-3, 1e3))
     seed: int = _option(0, "seed of everything random", limits=NOT_NEGATIVE)
     device: str = _option("auto", "where the training runs", ("auto", "cuda", "mps", "cpu"))
     precision: str | None = _option(None, "arithmetic of Lightning Fabric", ("32-true", "bf16-mixed"))
@@ -146,13 +161,13 @@ def checked(values: dict, step: str, source: str) -> dict:
         if name not in known:
             raise ValueError(f"{source}: there is no setting {name!r} of {step}; known are {', '.join(known)}")
         choices = known[name].metadata["choices"]
-        if choices and value is not None and value not in choices:
+        given = value if isinstance(value, (list, tuple)) else (value,)
+        if choices and value is not None and not all(item in choices for item in given):
             raise ValueError(f"{source}: {name} is {value!r}; allowed are {', '.join(map(str, choices))}")
         if not _fits(value, known[name].type):
             raise ValueError(f"{source}: {name} is {value!r}; expected {known[name].type}")
         low, high = known[name].metadata["limits"]
-        numbers = value if isinstance(value, (list, tuple)) else (value,)
-        if any(_is_number(n) and not low <= n <= high for n in numbers):
+        if any(_is_number(n) and not low <= n <= high for n in given):
             raise ValueError(f"{source}: {name} is {value!r}; allowed is {low:g} to {high:g}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 

@@ -21,6 +21,7 @@ class Design:
     batch_voxels: dict[int, int] = field(hash=False)
     volume_voxels: int  # the cohort's median volume is coarsened to this size at most
     sentence: str  # shown where a person chooses
+    tasks: tuple[str, ...] = ("segmentation",)  # that it is trained for, unless others are asked for
 
 
 FAST = {"patch_voxels": {2: 2**17, 3: 2**19}, "batch_voxels": {2: 2**20, 3: 2**20}, "volume_voxels": 2**23}

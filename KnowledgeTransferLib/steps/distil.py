@@ -12,7 +12,8 @@ from pathlib import Path
 from ..learning.ahead import ahead
 from ..learning.batches import PreparedCases
 from ..learning.configuration import Surroundings, configure, fingerprint, usual_precision
-from ..learning.losses import WeightedLosses
+from ..learning.losses import losses_of
+from ..learning.precursors import kept_preprocessing, live_teacher, with_precursors
 from ..learning.predictor import pick_device
 from ..learning.preprocessing import Preprocessing
 from ..learning.student import Student, load_student, new_network, save_student
@@ -28,6 +29,7 @@ from ..learning.training_cases import (
 from ..records import bundle
 from ..records.cohort import Cohort, read_cohort
 from ..records.labels import Labels
+from ..records.losses import check_losses
 from ..records.progress import Listener, Progress
 from ..records.run_directory import RunDirectory, read_json, write_json
 from ..records.settings import NONE, DistilSettings, checked, differences, read_settings, write_settings
@@ -68,8 +70,9 @@ def distil(
         progress.event("start", run=str(run.path), device=device, processes=fabric.world_size)
         if first:
             asked = {k: v for k, v in asked.items() if v is not None}
-            if asked.get("start_from", NONE) != NONE:
-                asked["start_from"] = str(bundle.bundle_in(Path(asked["start_from"]).absolute()))
+            for name in ("start_from", "live_teacher"):
+                if asked.get(name, NONE) != NONE:
+                    asked[name] = str(bundle.bundle_in(Path(asked[name]).absolute()))
             _get_ready(run, cohort, {**asked, "device": device}, restart, progress)
         fabric.barrier()
         summary = read_json(run.training) if run.training.is_file() else _learn(run, fabric, progress)
@@ -104,8 +107,8 @@ def _get_ready(run: RunDirectory, cohort, asked: dict, restart: bool, progress: 
         return
     chosen = {name: value for name, value in chosen.items() if name not in taken_back}
     settings = DistilSettings(**{**_without_other_length(chosen, asked), **asked})
-    settings = _with_start(settings, asked.get("student"))
-    WeightedLosses(settings.losses)  # refuses losses that do not exist before the work begins
+    check_losses(settings.losses)  # before the work begins
+    settings = with_precursors(settings, run, asked.get("student"))
     cohort = _cohort(run, cohort)
     _prepare(run, cohort, settings, progress)
 
@@ -137,18 +140,6 @@ def _forget_images(run: RunDirectory) -> None:
     """Remove what only an unfinished training needs; it holds the patients' images."""
     run.checkpoint.unlink(missing_ok=True)
     shutil.rmtree(run.prepared, ignore_errors=True)
-
-
-def _with_start(settings: DistilSettings, asked: str | None) -> DistilSettings:
-    """Settings with the design and checksum of the bundle that the training starts from; `asked` is a design."""
-    if not settings.start_from:
-        return dataclasses.replace(settings, start_sha256="")
-    folder = bundle.bundle_in(Path(settings.start_from).absolute())
-    student = load_student(folder)
-    if asked not in (None, student.design.name):
-        raise ValueError(f"{folder}: is a {student.design.name} student; leave out --student {asked} to start from it")
-    digest = bundle.sha256(folder / bundle.WEIGHTS)
-    return dataclasses.replace(settings, start_from=str(folder), start_sha256=digest, student=student.design.name)
 
 
 def _cohort(run: RunDirectory, cohort: Cohort | Path | str | None) -> Cohort:
@@ -225,35 +216,13 @@ def _refuse_few(good: list, cases: list[TrainingCase], progress: Progress) -> No
 
 
 def _configured(run, settings: DistilSettings, modality: str, labels: Labels, fingerprints: list):
-    """Settings without gaps and the preprocessing; a training that starts from a bundle keeps that of the bundle."""
-    design = design_named(settings.student)
-    start = load_student(Path(settings.start_from)) if settings.start_from else None
-    if start and start.labels.names != labels.names:
-        raise ValueError(
-            f"{settings.start_from}: segments {', '.join(start.labels.names)}, but the annotations hold "
-            f"{', '.join(labels.names)}; fine-tuning needs the same structures in the same order"
-        )
-    if start:
-        kept = start.preprocessing
-        fixed = {
-            "dimensions": kept.dimensions,
-            "spacing_mm": kept.spacing_mm,
-            "normalisation": kept.normalisation[0].kind,
-        }
-        _refuse_changes(settings, fixed)
-        settings = dataclasses.replace(settings, **fixed)
-    around = Surroundings(modality, labels, settings.device, len(fingerprints))
-    settings, preprocessing = configure(settings, design, fingerprints, around)
-    if start is None:
-        return settings, preprocessing
-    reasons = {**settings.reasons, **dict.fromkeys(fixed, "that of the bundle which the training starts from")}
-    return dataclasses.replace(settings, reasons=reasons), start.preprocessing
-
-
-def _refuse_changes(settings: DistilSettings, fixed: dict) -> None:
-    for name, value in fixed.items():
-        if getattr(settings, name) not in (None, value):
-            raise ValueError(f"{settings.start_from}: fine-tuning keeps its {name} of {value}; leave that option out")
+    """Settings without gaps and the preprocessing; a training with precursors keeps theirs."""
+    settings, kept = kept_preprocessing(settings, labels)
+    stride = load_student(Path(settings.live_teacher)).network.total_stride if settings.live_teacher else 1
+    around = Surroundings(modality, labels, settings.device, len(fingerprints), stride)
+    configured, preprocessing = configure(settings, design_named(settings.student), fingerprints, around)
+    reasons = {**settings.reasons, **configured.reasons}
+    return dataclasses.replace(configured, reasons=reasons), kept or preprocessing
 
 
 def _taught_by(run: RunDirectory, cases: list[TrainingCase], settings: DistilSettings) -> str:
@@ -271,7 +240,8 @@ def _taught_by(run: RunDirectory, cases: list[TrainingCase], settings: DistilSet
     if by_expert:
         parts.append(f"expert annotations of {by_expert} images")
     start = f"; it started from a bundle (sha256 {settings.start_sha256[:12]})" if settings.start_from else ""
-    return "It learnt from " + " and ".join(parts) + start + "."
+    live = f"; a live teacher (sha256 {settings.live_sha256[:12]}) ran beside it" if settings.live_teacher else ""
+    return "It learnt from " + " and ".join(parts) + start + live + "."
 
 
 def _learn(run: RunDirectory, fabric, progress: Progress) -> dict:
@@ -282,7 +252,8 @@ def _learn(run: RunDirectory, fabric, progress: Progress) -> dict:
     labels, preprocessing = Labels.from_json(index["labels"]), Preprocessing.from_json(index["preprocessing"])
     student = _untrained(run, settings, preprocessing, labels)
     cases = split_by_group(prepared.load(), settings)
-    training = new_training(fabric, student.network, cases, settings, student.limit_voxels)
+    teacher = live_teacher(settings, labels, fabric)
+    training = new_training(fabric, student.network, cases, settings, student.limit_voxels, teacher)
     if settings.epochs is None:
         epochs, every = fabric.broadcast(length_for(settings.minutes, training))
         every = every if "validate_every_epochs" in settings.reasons else settings.validate_every_epochs
@@ -317,8 +288,9 @@ def _untrained(run: RunDirectory, settings: DistilSettings, preprocessing: Prepr
 def _card(taught_by: str, settings: DistilSettings, state, cases: tuple[list, list]) -> dict:
     share = "the same" if cases[0] == cases[1] else f"{len(cases[1])} held-out"
     figures = {f"mean Dice with the annotations it learns from, on {share} images": round(state.best_dice, 4)}
-    hidden = ("start_from", "reasons")
+    hidden = ("start_from", "live_teacher", "reasons")
+    known = {k: v for k, v in asdict(settings).items() if k not in hidden}
     return {
         "taught_by": taught_by, "figures": figures, "learnt_from_images": len(cases[0]),
-        "settings": {k: v for k, v in asdict(settings).items() if k not in hidden},
+        "settings": {**known, "losses": losses_of(settings)},
     }  # fmt: skip

@@ -195,7 +195,7 @@ def test_every_event_in_the_file_is_told_on_stdout_too(an_annotated_run, command
 def test_options_of_the_parser_are_the_fields_of_the_settings():
     options = vars(parser().parse_args(["distil", "run"]))
     assert set(command_line.STEPS) == set(STEPS) and set(command_line.WARM) <= set(command_line.SERVED) <= set(STEPS)
-    assert {f.name for f in fields(DistilSettings)} - set(options) == {"start_sha256", "losses", "reasons"}
+    assert {f.name for f in fields(DistilSettings)} - set(options) == {"start_sha256", "live_sha256", "reasons"}
     assert all(options[f.name] is None for f in fields(DistilSettings) if f.name in options)
 
 

@@ -9,6 +9,7 @@ import torch
 from KnowledgeTransferLib.learning import training as module
 from KnowledgeTransferLib.learning.batches import PreparedCase
 from KnowledgeTransferLib.learning.networks import build_named_network
+from KnowledgeTransferLib.learning.precursors import LiveTeacher
 from KnowledgeTransferLib.learning.training import (
     WARM_UP_SHARE,
     Training,
@@ -22,6 +23,7 @@ from KnowledgeTransferLib.learning.training import (
     save,
     train,
 )
+from KnowledgeTransferLib.records.losses import USUAL_WEIGHTS
 from KnowledgeTransferLib.records.progress import Progress
 from KnowledgeTransferLib.records.run_directory import RunDirectory
 from KnowledgeTransferLib.records.settings import DistilSettings
@@ -42,12 +44,19 @@ def a_case(number: int, size: int = 16) -> PreparedCase:
     return PreparedCase(str(number), str(number), image, target, np.argwhere(target[0]).astype(np.int32))
 
 
-def a_training(**changes) -> Training:
+def a_training(teacher: LiveTeacher | None = None, **changes) -> Training:
     settings = dataclasses.replace(SETTINGS, **changes)
     torch.manual_seed(settings.seed)
     network = build_named_network("tiny", 2, 1, 2)
     cases = [a_case(n) for n in range(5)]
-    return new_training(new_fabric("cpu", "32-true"), network, (cases[:4], cases[4:]), settings, 10**6)
+    return new_training(new_fabric("cpu", "32-true"), network, (cases[:4], cases[4:]), settings, 10**6, teacher)
+
+
+def a_live_teacher() -> LiveTeacher:
+    """An untrained network with other widths than the student's."""
+    torch.manual_seed(9)
+    network = build_named_network("small", 2, 1, 2).eval().requires_grad_(False)
+    return LiveTeacher(network, ((0,), (1,)), new_fabric("cpu", "32-true"))
 
 
 def weights(training: Training) -> list[torch.Tensor]:
@@ -236,3 +245,52 @@ def test_an_epoch_is_told_with_its_mean_loss():
     assert events[-1]["event"] == "metrics"
     assert (events[-1]["epoch"], events[-1]["loss"]) == (1, 1.5)
     assert training.state.loss_sum == 0
+
+
+def test_the_heads_of_the_losses_are_in_the_optimiser_and_are_trained(tmp_path):
+    training = a_training(a_live_teacher(), losses=USUAL_WEIGHTS, epochs=1)
+    heads = dict(training.loss.named_parameters())
+    assert len(heads) > 10
+    known = {id(parameter) for group in training.optimizer.param_groups for parameter in group["params"]}
+    assert all(id(parameter) in known for parameter in heads.values())
+    before = {name: parameter.detach().clone() for name, parameter in heads.items()}
+    train(training, RunDirectory(tmp_path), PROGRESS)
+    after = dict(training.loss.named_parameters())
+    assert all(after[name] is heads[name] and not torch.equal(after[name], before[name]) for name in heads)
+
+
+def test_a_live_teacher_does_not_change(tmp_path):
+    teacher = a_live_teacher()
+    before = [tensor.clone() for tensor in teacher.network.state_dict().values()]
+    train(a_training(teacher, losses=USUAL_WEIGHTS, epochs=1), RunDirectory(tmp_path), PROGRESS)
+    assert equal(list(teacher.network.state_dict().values()), before)
+    assert not teacher.network.training
+
+
+def test_structures_that_the_student_does_not_learn_are_background_to_it():
+    torch.manual_seed(0)
+    network = build_named_network("small", 2, 1, 4).eval()
+    teacher = LiveTeacher(network, ((0, 1, 3), (2,)), new_fabric("cpu", "32-true"))
+    image = torch.randn(1, 1, 16, 16)
+    found = teacher.outputs(image, ()).logits.softmax(1)
+    expected = network(image).softmax(1)
+    torch.testing.assert_close(found, torch.stack([1 - expected[:, 2], expected[:, 2]], dim=1))
+
+
+def test_all_losses_together_survive_a_stop_bit_for_bit(tmp_path):
+    whole, first, second = (a_training(a_live_teacher(), losses=USUAL_WEIGHTS) for _ in range(3))
+    train(whole, RunDirectory(tmp_path / "whole"), PROGRESS)
+    run = RunDirectory(tmp_path / "halves")
+    with pytest.raises(Exception, match="the same command goes on"):
+        train(first, run, Progress("distil", cancel_requested=lambda: first.state.step >= 3))
+    train(second, run, PROGRESS)
+    assert equal(weights(second), weights(whole))
+    parts = [list(training.loss.state_dict().values()) for training in (second, whole)]
+    assert equal(*parts) and len(parts[0]) > 10
+
+
+def test_timing_a_few_steps_changes_nothing_of_the_heads_and_banks():
+    training = a_training(a_live_teacher(), losses=USUAL_WEIGHTS, epochs=None)
+    before = [tensor.clone() for tensor in training.loss.state_dict().values()]
+    length_for(0.01, training)
+    assert equal(list(training.loss.state_dict().values()), before)

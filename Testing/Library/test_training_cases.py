@@ -1,6 +1,7 @@
 """Training cases: what each case is learnt from, structures matched by name, and patients kept on one side."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from KnowledgeTransferLib.learning.training_cases import (
     labels_to_learn,
     split_by_group,
     training_cases_of,
+    with_labelled_share,
 )
 from KnowledgeTransferLib.learning.volume import (
     read_annotation,
@@ -283,3 +285,27 @@ def test_experts_without_names_are_not_mixed_with_teachers(run, a_cohort):
     found = training_cases_of(run, cohort, DistilSettings(annotations="both"), Progress("distil"))
     with pytest.raises(ValueError, match="need names"):
         labels_to_learn(run, cohort, found, Progress("distil"))
+
+
+@pytest.mark.parametrize(("share", "count"), [(1.0, 8), (0.5, 4), (0.25, 2), (0.01, 1), (0.0, 0)])
+def test_a_share_of_the_labelled_patients_keeps_whole_patients(share, count):
+    cases = [Case(f"c{n}", (Path("i"),), Path("l"), f"patient {n // 2}") for n in range(16)]
+    cohort = Cohort((*cases, Case("u", (Path("i"),))), None)
+    kept = {
+        case.group for case in with_labelled_share(cohort, DistilSettings(labelled_share=share)).cases if case.label
+    }
+    assert len(kept) == count
+    assert len(with_labelled_share(cohort, DistilSettings(labelled_share=share)).cases) == 17
+    more = with_labelled_share(cohort, DistilSettings(labelled_share=min(1.0, share + 0.25))).cases
+    assert kept <= {case.group for case in more if case.label}
+    for case in with_labelled_share(cohort, DistilSettings(labelled_share=share)).cases:
+        assert (case.label is not None) == (case.group in kept)
+
+
+def test_the_seed_decides_which_patients_are_labelled():
+    cohort = Cohort(tuple(Case(f"c{n}", (Path("i"),), Path("l")) for n in range(20)), None)
+    kept = [
+        {c.id for c in with_labelled_share(cohort, DistilSettings(labelled_share=0.5, seed=seed)).cases if c.label}
+        for seed in (0, 0, 1)
+    ]
+    assert kept[0] == kept[1] != kept[2]

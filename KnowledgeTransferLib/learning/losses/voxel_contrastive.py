@@ -1,0 +1,127 @@
+"""Voxel contrastive: what a voxel is in the teacher it shall be in the student, and unlike other structures."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.nn.functional as F
+
+from ...records.settings import DistilSettings
+from ..features import Outputs, Shapes, Target
+from .loss import PairedLoss, on_grid, projections, standardised
+
+DRAWN = 64  # voxels of each class in a step
+REMEMBERED = 256  # voxels of each class in the memory bank
+HARDEST = 128  # negatives that count: those nearest to the anchor
+
+
+class VoxelContrastive(PairedLoss):
+    """InfoNCE between voxels: `-log(exp(s p / T) / (exp(s p / T) + sum_n exp(s n / T)))`, the mean over anchors.
+
+    The anchors s are voxels of the student, equally many of each class. The positive p is the teacher at the same
+    place; the negatives n are the teacher's voxels of other classes, in this batch and in a memory bank of earlier
+    ones, the hardest of them (Wang et al. 2021, arXiv:2101.11939, section 3.2). The teacher stands still, so the bank
+    does not age. What is drawn depends on the seed and on how many steps there were; the bank and that number are part
+    of the checkpoint.
+    """
+
+    same_structure = False
+
+    def __init__(self, shapes: Shapes, settings: DistilSettings):
+        super().__init__(shapes, settings)
+        self.temperature, self.seed, self.classes = settings.contrastive_temperature, settings.seed, shapes.classes
+        self.heads = projections(self.pairs, shapes)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        for number, (_, other) in enumerate(self.pairs):
+            self.register_buffer(f"bank{number}", torch.zeros(self.classes, REMEMBERED, shapes.teacher[other][0]))
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Target) -> torch.Tensor:
+        value = super().forward(student, teacher, target)
+        self.steps += 1
+        return value
+
+    def compare(self, number: int, own: torch.Tensor, other: torch.Tensor, target: Target) -> torch.Tensor:
+        classes = _certain_classes(target, own.shape[2:])
+        images, voxels, drawn = self._draw(classes.flatten(1), number)
+        on_both = (own, on_grid(other, own.shape[2:]))
+        own, other = (maps.flatten(2)[images, :, voxels] for maps in on_both)  # (anchors, channels)
+        own = own @ self.heads[number].weight.flatten(1).T
+        if len(drawn):  # else nothing in this batch has a weight
+            own, other = (F.normalize(standardised(vectors), dim=1) for vectors in (own, other))
+        value = self._info_nce(own, other, drawn, getattr(self, f"bank{number}"))
+        self._remember(number, other, drawn)
+        return value
+
+    def _draw(self, classes: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Image, voxel and class of each anchor, from the classes `(B, voxels)`; a voxel may be drawn twice.
+
+        Voxels of the class -1 are not drawn.
+        """
+        parts = (self.seed, 5, int(self.steps), number)
+        random = torch.Generator().manual_seed(int(np.random.SeedSequence(parts).generate_state(1)[0]))
+        places, drawn = [], []
+        for name in range(self.classes):
+            found = (classes.flatten() == name).nonzero()[:, 0]
+            chances = torch.rand(DRAWN, generator=random).to(found.device)  # drawn in any case: the same for each class
+            if len(found):
+                places.append(found[(chances * len(found)).long().clamp_max(len(found) - 1)])
+                drawn.append(torch.full((DRAWN,), name, device=found.device))
+        empty = classes.new_zeros(0)
+        places = torch.cat([empty, *places])
+        return places // classes.shape[1], places % classes.shape[1], torch.cat([empty, *drawn])
+
+    def _info_nce(self, own, other, drawn: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
+        """The loss of anchors `(n, channels)` whose classes are `drawn`; bank `(classes, REMEMBERED, channels)`."""
+        filled = bank.flatten(0, 1).any(1)
+        names = torch.arange(self.classes, device=drawn.device).repeat_interleave(bank.shape[1])[filled]
+        known, names = torch.cat([other, bank.flatten(0, 1)[filled]]), torch.cat([drawn, names])
+        if not len(drawn) or not (names != names[0]).any():
+            return own.sum() * 0.0  # one class alone has no negatives
+        similarities, same = own @ known.T / self.temperature, drawn[:, None] == names[None]
+        hardest = similarities.masked_fill(same, -torch.inf).topk(min(HARDEST, len(known)), dim=1).values
+        negatives = hardest.logsumexp(1)
+        if not self.same_structure:
+            return F.softplus(negatives - (own * other).sum(1) / self.temperature).mean()
+        each = F.softplus(negatives[:, None] - similarities) * same
+        return (each.sum(1) / same.sum(1)).mean()
+
+    def _remember(self, number: int, other: torch.Tensor, drawn: torch.Tensor) -> None:
+        """Put the teacher's voxels of this step, of all processes, before those that the bank holds."""
+        new = other.new_zeros(self.classes, DRAWN, other.shape[1])
+        present = torch.unique(drawn)
+        new[present] = other.detach().reshape(len(present), DRAWN, other.shape[1])
+        new = _of_all_processes(new)
+        bank = getattr(self, f"bank{number}")
+        rolled = torch.cat([new, bank], dim=1)[:, :REMEMBERED]
+        setattr(self, f"bank{number}", torch.where(new.flatten(1).any(1)[:, None, None], rolled, bank))
+
+
+class StructureContrastive(VoxelContrastive):
+    """The same with annotations as the guide: the positives are all voxels of the teacher of the anchor's class.
+
+    The mean over the positives, each against all negatives (arXiv:2101.11939, equation 3).
+    """
+
+    same_structure = True
+
+
+def _certain_classes(target: Target, grid: torch.Size) -> torch.Tensor:
+    """The class of each voxel `(B, *grid)`; -1 where it has no weight, or may be a structure that nobody judged."""
+    classes = on_grid(target.probabilities, grid).argmax(1)
+    left_out = torch.zeros_like(classes, dtype=torch.bool)
+    if target.weights is not None:
+        left_out |= on_grid(target.weights, grid)[:, 0] == 0
+    if target.known is not None:
+        partial = ~target.known.all(1).reshape(-1, *[1] * len(grid))
+        left_out |= partial & (classes == 0)
+    return classes.masked_fill(left_out, -1)
+
+
+def _of_all_processes(new: torch.Tensor) -> torch.Tensor:
+    """`(classes, n, channels)` of every process, one after the other, so that all have the same bank."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return new
+    parts = [torch.empty_like(new) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, new)
+    return torch.cat(parts, dim=1)
