@@ -11,7 +11,7 @@ help:
 	@echo "make demo   the whole job on a synthetic cohort, into $(RUN)/ (a few minutes)"
 	@echo "make test   the test suite"
 	@echo "make teachers  install nnU-Net and TotalSegmentator, so that their models can teach (about 2 minutes)"
-	@echo "make bench  speed of training and segmenting, and of the Slicer module"
+	@echo "make bench  speed of training and segmenting, and of the Slicer module; PARTS=\"ct growth\" for some of it"
 	@echo "make lint   style"
 	@echo "make real   the results of docs/results.md, on the public data in ../shared/data or KT_DATA"
 	@echo "make screenshots  the pictures of the Slicer module in Resources/Screenshots"
@@ -29,8 +29,8 @@ teachers: $(INSTALLED)
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/pip uninstall --quiet --yes torchvision
 
 bench: $(INSTALLED)
-	$(BIN)/python Testing/Benchmarks/run.py
-	$(BIN)/python Testing/Benchmarks/panel.py
+	$(BIN)/python Testing/Benchmarks/run.py $(PARTS)
+	test -n "$(PARTS)" || $(BIN)/python Testing/Benchmarks/panel.py
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .

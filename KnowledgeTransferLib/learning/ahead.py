@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+SMALL_VOXELS = 1 << 18  # handing out less work than this takes longer than doing it
+
 
 def ahead(function: Callable, items: Iterable, count: int = 1) -> Iterator[tuple[object, Future]]:
     """Yield `(item, future of function(item))` in order; at most `count` results wait unused, so memory is bounded."""
@@ -26,14 +28,17 @@ def ahead(function: Callable, items: Iterable, count: int = 1) -> Iterator[tuple
                 future.cancel()
 
 
-def in_threads(function: Callable, items: Iterable) -> list:
+def in_threads(function: Callable, items: Iterable, voxels: int) -> list:
     """`[function(item) for item in items]`, in as many threads as torch may use; for work that lets others run.
 
     The function must not call in_threads itself: all wait for the same threads.
+
+    Args:
+        voxels: how many all items together look at.
     """
     items = list(items)
     threads = torch.get_num_threads()
-    if min(threads, len(items)) < 2:
+    if min(threads, len(items)) < 2 or voxels < SMALL_VOXELS:
         return [function(item) for item in items]
     share = -(-len(items) // (4 * threads))  # few large tasks: handing one over costs more than a small plane
     parts = [items[n : n + share] for n in range(0, len(items), share)]

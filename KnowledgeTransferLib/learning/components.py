@@ -13,7 +13,7 @@ def largest_components(labels: np.ndarray) -> np.ndarray:
     together. Equally large parts: the first stays."""
     boxes = ndimage.find_objects(labels)
     found = [(value, box) for value, box in enumerate(boxes, 1) if box is not None]
-    kept = in_threads(lambda part: _largest(labels[part[1]] == part[0]), found)
+    kept = in_threads(lambda part: _largest(labels[part[1]] == part[0]), found, labels.size)
     for (value, box), mask in zip(found, kept, strict=True):
         part = labels[box]
         part[(part == value) & ~mask] = 0

@@ -95,6 +95,9 @@ def blocks(shape, steps, margins, limit_voxels: int) -> Iterator[tuple[Size, Siz
         voxels, all_voxels, count = (math.prod(counted) for counted in zip(*(axis[1:] for axis in axes), strict=True))
         return voxels if voxels > limit_voxels else 0, all_voxels, count
 
+    if math.prod(shape) <= limit_voxels:
+        yield (0,) * len(shape), tuple(shape), [(0, length) for length in shape]
+        return
     along = [
         [_parts(length, edge, margin) for edge in _edges(length, step)]
         for length, step, margin in zip(shape, steps, margins, strict=True)

@@ -87,7 +87,7 @@ def _moments(channel: np.ndarray, low: float, high: float) -> tuple[float, float
         )
         return values.sum(), values @ values
 
-    total, squares = np.sum(in_threads(sums, planes), 0) / channel.size
+    total, squares = np.sum(in_threads(sums, planes, channel.size), 0) / channel.size
     return float(total + centre), math.sqrt(max(0.0, squares - total**2))
 
 

@@ -76,7 +76,7 @@ def on_planes(array: np.ndarray, along: tuple[Places, ...], grey: Callable[[np.n
             below, above = (known[number] for number in needed)
             result[n] = below if z.is_same else below + z.share[n] * (above - below)
 
-    in_threads(fill, np.array_split(np.arange(len(result)), min(len(result), 64)))
+    in_threads(fill, np.array_split(np.arange(len(result)), min(len(result), 64)), result.size)
     return result.transpose(np.argsort(order))
 
 

@@ -100,7 +100,7 @@ def volumes_ml(annotation: np.ndarray, affine: np.ndarray, labels: Labels) -> di
     """Structure -> its volume in a label map `(I, J, K)`; counted slab by slab, which needs little memory."""
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
     slabs = annotation.T if annotation.flags.f_contiguous else annotation
-    counts = sum(in_threads(lambda slab: np.bincount(slab.ravel(), minlength=256), slabs))
+    counts = sum(in_threads(lambda slab: np.bincount(slab.ravel(), minlength=256), slabs, annotation.size))
     return {s.name: round(int(counts[s.value]) * voxel_ml, 4) for s in labels.structures}
 
 

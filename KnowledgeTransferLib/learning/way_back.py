@@ -50,7 +50,9 @@ class WayBack:
         if self.type is np.uint8 and (self.values == np.arange(len(self.values))).all():
             return self.classes.T
         decision = self.classes if self.type is np.uint8 else np.empty(self.classes.shape, np.uint8)
-        in_threads(lambda z: np.copyto(decision[z], self.values.take(self.classes[z])), range(len(decision)))
+        in_threads(
+            lambda z: np.copyto(decision[z], self.values.take(self.classes[z])), range(len(decision)), decision.size
+        )
         return decision.T
 
     def put(self, maps: torch.Tensor, start: tuple[int, int, int], stop: tuple[int, int, int], logits: bool) -> None:
@@ -71,13 +73,13 @@ class WayBack:
         maps = maps.numpy().transpose(0, *(1 + axis for axis in self.order))
         rows, table = _corner_rows(maps, cells == self.open, along, logits)
         z, y, x = (p.below for p in along)
-        in_threads(lambda n: cells[z[n]].take(x, 1).take(y, 0, out=part[n], mode="clip"), range(len(part)))
+        in_threads(lambda n: cells[z[n]].take(x, 1).take(y, 0, out=part[n], mode="clip"), range(len(part)), part.size)
         self._interpolate(part, along, rows, table)
 
     def _interpolate(self, part: np.ndarray, along: list[Places], rows: torch.Tensor, table: np.ndarray) -> None:
         """Decide the open voxels of `(K, J, I)`."""
         width = part.shape[2]
-        found = in_threads(lambda plane: np.divmod(np.flatnonzero(plane == self.open), width), part)
+        found = in_threads(lambda plane: np.divmod(np.flatnonzero(plane == self.open), width), part, part.size)
         corners = _Corners(along, table)
         for planes in _groups([len(y) for y, _ in found]):
             points = [found[n] for n in planes]
@@ -108,6 +110,7 @@ class _Corners:
         in_threads(
             lambda job: self._fill(*job),
             zip(planes, points, np.split(index, ends), np.split(weight, ends), strict=True),
+            index.size,
         )
         return torch.from_numpy(index), torch.from_numpy(weight)
 
@@ -144,7 +147,7 @@ def _winners(maps: np.ndarray, margin: float, type_) -> np.ndarray:
         result[part] = winner
 
     step = max(1, PIECE // max(1, result[0].size))
-    in_threads(decide, [slice(n, n + step) for n in range(0, len(result), step)])
+    in_threads(decide, [slice(n, n + step) for n in range(0, len(result), step)], maps.size)
     return result.transpose(np.argsort(order))
 
 
@@ -187,7 +190,7 @@ def _corner_rows(maps: np.ndarray, is_open: np.ndarray, along: list[Places], log
         found = np.stack([m.take(where) for m in flat])
         rows[part] = (_softmax(found) if logits else found).T
 
-    in_threads(gather, [slice(n, n + PIECE) for n in range(0, len(needed), PIECE)])
+    in_threads(gather, [slice(n, n + PIECE) for n in range(0, len(needed), PIECE)], rows.size)
     return torch.from_numpy(rows), table.transpose(np.argsort(order))
 
 

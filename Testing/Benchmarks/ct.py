@@ -1,20 +1,20 @@
-"""CT: the sides of the benchmark on a whole CT, from file to file; `sides.py` runs them in processes of their own."""
+"""CT: the sides of the benchmark on a whole CT, from file to file."""
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from side import peak_mib
 
 SHAPE, SPACING_MM, OWN_SPACING_MM = (512, 512, 215), (0.8, 0.8, 2.5), (2.5, 2.5, 2.5)
 STRUCTURES, STEPS, PATCH, BATCH, REPEATS = 13, 400, 32, 8, 3
 GREY = np.linspace(-150, 450, STRUCTURES + 1)  # Hounsfield units of tissue and each structure
 
 
-def ct_make(data: Path, work: Path) -> dict:
+def make(data: Path, work: Path) -> dict:
     """A CT with smooth organ-like regions as .nii.gz, and a `tiny` student that learnt to find them."""
     from KnowledgeTransferLib.learning.volume import write_image
 
@@ -92,39 +92,61 @@ def _around(centre, shape) -> tuple[slice, ...]:
     return tuple(slice(a, a + PATCH) for a in at)
 
 
-def ct_ours(data: Path, work: Path, backend: str, gib: str = "") -> dict:
-    """`segment`, several times in one process: the first is cold, the best of the others warm."""
-    from KnowledgeTransferLib.learning.backends import Runner
-    from KnowledgeTransferLib.learning.student import How
+def ours(data: Path, work: Path, backend: str, gib: str = "", device: str = "cpu", precision: str = "f32") -> dict:
+    """`segment`, several times in one process: the first is cold, the best of the others warm, as in `serve`."""
+    from KnowledgeTransferLib.learning.student import How, load_student
     from KnowledgeTransferLib.steps.segment import segment
+    from KnowledgeTransferLib.steps.serve import keeping
 
-    network_s, call = [], Runner.__call__
+    passes, open_student = watched_passes(), keeping(load_student)
+    how, name = How(backend, precision, most_bytes=int(float(gib) * 2**30) if gib else None), f"{backend}{gib}"
+    bundle, scan, times = work / "ct" / "student", work / "ct" / "ct.nii.gz", []
+    for _ in range(REPEATS + 1):
+        passes.append([])
+        began = time.perf_counter()
+        segment(bundle, [scan], work / "ct" / f"{name}.nii.gz", overwrite=True, device=device, how=how,
+                open_student=open_student)  # fmt: skip
+        times.append(time.perf_counter() - began)
+    best = int(np.argmin(times[1:])) + 1
+    network_s, voxels = (sum(found) for found in zip(*passes[best], strict=True))
+    gflops = flops_per_voxel(load_student(bundle).network) * voxels / network_s / 1e9
+    return {"cold_s": times[0], "s": times[best], "network_s": network_s, "gflops": gflops, "peak_mib": peak_mib()}
+
+
+def watched_passes() -> list[list[tuple[float, int]]]:
+    """Lets every pass through a network add its seconds and voxels to the last list of what is returned."""
+    from KnowledgeTransferLib.learning.backends import Runner
+
+    passes, call = [], Runner.__call__
 
     def timed(self, batch):
         began = time.perf_counter()
         result = call(self, batch)
-        network_s[-1] += time.perf_counter() - began
+        passes[-1].append((time.perf_counter() - began, batch[:, 0].numel()))
         return result
 
     Runner.__call__ = timed
-    how, times = How(backend, most_bytes=int(float(gib) * 2**30) if gib else None), []
-    for _ in range(REPEATS + 1):
-        network_s.append(0.0)
-        began = time.perf_counter()
-        segment(
-            work / "ct" / "student",
-            [work / "ct" / "ct.nii.gz"],
-            work / "ct" / f"{backend}.nii.gz",
-            overwrite=True,
-            device="cpu",
-            how=how,
-        )
-        times.append(time.perf_counter() - began)
-    best = int(np.argmin(times[1:])) + 1
-    return {"cold_s": times[0], "s": times[best], "network_s": network_s[best], "peak_mib": peak_mib()}
+    return passes
 
 
-def ct_monai(data: Path, work: Path) -> dict:
+def floor(data: Path, work: Path) -> dict:
+    """What cannot be left out: reading, looking at every voxel once, the network's operations, writing."""
+    from KnowledgeTransferLib.learning.student import load_student
+    from KnowledgeTransferLib.learning.volume import read_image, write_annotation
+
+    student, volume = load_student(work / "ct" / "student"), read_image(work / "ct" / "ct.nii.gz")
+    labels = read_image(work / "ct" / "torch.nii.gz").array[0].astype(np.uint8, order="F")
+    voxels = np.prod(student.preprocessing.prepare(volume)[0].shape)
+    a = torch.randn(4096, 4096)
+    rate = 2 * 4096**3 / best_s(lambda: a @ a)
+    return {
+        "read_s": best_s(lambda: read_image(work / "ct" / "ct.nii.gz")), "look_s": best_s(volume.array.max),
+        "network_s": flops_per_voxel(student.network) * float(voxels) / rate, "matrix_gflops": rate / 1e9,
+        "write_s": best_s(lambda: write_annotation(work / "ct" / "x.nii.gz", labels, volume.affine, student.labels)),
+    }  # fmt: skip
+
+
+def monai(data: Path, work: Path) -> dict:
     """The usual MONAI pipeline with the same network, once."""
     from monai import transforms as t
     from monai.inferers import sliding_window_inference
@@ -151,7 +173,7 @@ def ct_monai(data: Path, work: Path) -> dict:
     return {"s": time.perf_counter() - began, "peak_mib": peak_mib()}
 
 
-def ct_differences(data: Path, work: Path) -> dict:
+def differences(data: Path, work: Path) -> dict:
     """Voxels that differ from the dense computation (same class maps, every voxel interpolated), and between sides."""
     import nibabel
 
@@ -184,68 +206,21 @@ def ct_differences(data: Path, work: Path) -> dict:
     }  # fmt: skip
 
 
-def growth_of_segment(data: Path, work: Path, edge: str, structures: str) -> dict:
-    """Time and peak memory of one `student.segment` of a cube at 1 mm, of a student at 1.5 mm."""
-    from KnowledgeTransferLib.learning.networks import build_named_network
-    from KnowledgeTransferLib.learning.preprocessing import Normalisation, Preprocessing
-    from KnowledgeTransferLib.learning.student import Student
-    from KnowledgeTransferLib.learning.volume import Volume
-    from KnowledgeTransferLib.records.labels import Labels
-    from KnowledgeTransferLib.records.students import design_named
-
-    torch.manual_seed(0)
-    labels = Labels.from_names({value: f"organ {value}" for value in range(1, int(structures) + 1)})
-    network = build_named_network("tiny", 3, 1, labels.channels).eval()
-    student = Student(
-        network, design_named("tiny"), labels, Preprocessing(3, (1.5,) * 3, (Normalisation("ct", -1000, 1000, 0, 300),))
-    )
-    n = int(edge)
-    smooth = torch.randn(1, 1, 6, 6, 6, generator=torch.Generator().manual_seed(0)) * 300
-    array = torch.nn.functional.interpolate(smooth, (n, n, n), mode="trilinear")[0].to(torch.int16).numpy()
-    volume, times = Volume(array, np.eye(4)), []
-    for _ in range(3):
-        began = time.perf_counter()
-        student.segment(volume)
-        times.append(time.perf_counter() - began)
-    return {"s": min(times), "peak_mib": peak_mib()}
-
-
-def rate(data: Path, work: Path) -> dict:
-    """GFLOP/s of `tiny` on the CT in each backend, and of a large matrix product on the same cores."""
-    from KnowledgeTransferLib.learning.backends import BACKENDS, is_there, open_backend
+def flops_per_voxel(network: torch.nn.Module) -> float:
+    """Multiplications and additions of the convolutions, for each voxel of an image."""
     from KnowledgeTransferLib.learning.networks import plain
-    from KnowledgeTransferLib.learning.student import load_student
 
-    student = load_student(work / "ct" / "student")
-    image = torch.randn(1, 1, 168, 168, 216)
-    work_done = flops(plain(student.network), image.shape)
-    a = torch.randn(4096, 4096)
-    found = {"matrix": 2 * 4096**3 / best_s(lambda: a @ a) / 1e9}
-    for name in ("torch", "openvino", "onnxruntime"):
-        if is_there(name) and name in BACKENDS:
-            runner = open_backend(student, name)
-            found[name] = work_done / best_s(lambda runner=runner: runner(image)) / 1e9
-    return found
-
-
-def flops(network: torch.nn.Module, shape) -> float:
-    """Multiplications and additions of the convolutions for an image of that shape."""
-    total = []
+    total, network, convolutions = [], plain(network), (torch.nn.Conv3d, torch.nn.ConvTranspose3d)
 
     def count(layer, inputs, output):
-        voxels = output[0, 0].numel() if not isinstance(layer, torch.nn.ConvTranspose3d) else inputs[0][0, 0].numel()
-        total.append(2.0 * layer.weight.numel() * voxels)
+        is_transposed = isinstance(layer, torch.nn.ConvTranspose3d)
+        total.append(2 * layer.weight.numel() * (inputs[0] if is_transposed else output)[0, 0].numel())
 
-    handles = [
-        m.register_forward_hook(count)
-        for m in network.modules()
-        if isinstance(m, (torch.nn.Conv3d, torch.nn.ConvTranspose3d))
-    ]
-    with torch.inference_mode():
-        network(torch.zeros(1, 1, *[n // 4 // 8 * 8 for n in shape[2:]]))
-    for handle in handles:
-        handle.remove()
-    return sum(total) * np.prod(shape[2:]) / np.prod([n // 4 // 8 * 8 for n in shape[2:]])
+    for layer in network.modules():
+        if isinstance(layer, convolutions):
+            layer.register_forward_hook(count)
+    network(torch.zeros(1, 1, 64, 64, 64))
+    return sum(total) / 64**3
 
 
 def best_s(function, repeats: int = 4) -> float:
@@ -255,11 +230,6 @@ def best_s(function, repeats: int = 4) -> float:
         function()
         times.append(time.perf_counter() - began)
     return min(times)
-
-
-def peak_mib() -> float:
-    """Of this process alone; Linux lets a child begin with its parent's ru_maxrss."""
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[1]) / 1024
 
 
 def _maps(student, image):

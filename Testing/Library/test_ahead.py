@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from KnowledgeTransferLib.learning.ahead import ahead, in_threads
+from KnowledgeTransferLib.learning.ahead import SMALL_VOXELS, ahead, in_threads
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -68,9 +68,16 @@ def test_no_items_give_no_results():
 
 @pytest.mark.parametrize("count", [0, 1, 2, 37])
 def test_work_in_threads_comes_back_in_order(count):
-    assert in_threads(lambda n: n * n, range(count)) == [n * n for n in range(count)]
+    assert in_threads(lambda n: n * n, range(count), SMALL_VOXELS) == [n * n for n in range(count)]
+
+
+def test_small_work_is_not_handed_out(monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    for voxels, is_handed_out in ((SMALL_VOXELS - 1, False), (SMALL_VOXELS, True)):
+        threads = in_threads(lambda _: threading.get_ident(), range(8), voxels)
+        assert (threading.get_ident() not in threads) == is_handed_out
 
 
 def test_work_in_threads_tells_its_error():
     with pytest.raises(ZeroDivisionError):
-        in_threads(lambda n: 12 // n, [3, 0, 4, 5])
+        in_threads(lambda n: 12 // n, [3, 0, 4, 5], SMALL_VOXELS)
