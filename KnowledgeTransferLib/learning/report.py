@@ -80,7 +80,8 @@ def earlier_problems(run: RunDirectory) -> list[dict]:
     problems = []
     for path in (run.annotations, run.training):
         with contextlib.suppress(OSError, ValueError):  # a damaged record costs only this list
-            problems += read_json(path).get("problems", [])
+            record = read_json(path)
+            problems += record.get("problems", []) + record.get("left_out", [])
     return problems
 
 

@@ -190,6 +190,13 @@ def read_probabilities(path: Path, like: Volume) -> np.ndarray:
     return np.concatenate([background[None].astype(np.uint8), steps])
 
 
+def read_map(path: Path, like: Volume) -> np.ndarray:
+    """Read a map of numbers that `write_image` wrote of a volume, such as its uncertainty: `(I, J, K)` float32."""
+    volume = _read_nifti(path)
+    check_same_geometry(like, volume, like.name, path)
+    return volume.array[0].astype(np.float32)
+
+
 def _read(file: Path) -> Volume:
     check_file(file)
     try:

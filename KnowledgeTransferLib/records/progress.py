@@ -48,6 +48,7 @@ class Progress:
         self.cancel_requested = cancel_requested
         self.stop = False
         self.problems: list[dict] = []
+        self.left_out: list[dict] = []
 
     def __enter__(self) -> Progress:
         return self
@@ -80,6 +81,11 @@ class Progress:
         text = explain(error) if isinstance(error, Exception) else error
         self.problems.append({"case": case, "message": text})
         self.event("problem", case=case, text=text)
+
+    def leave_out(self, case: str, reason: str) -> None:
+        """One case is left out on purpose, by a setting: say why and remember it."""
+        self.left_out.append({"case": case, "message": f"is left out: {reason}"})
+        self.event("warning", case=case, text=f"{case}: is left out: {reason}")
 
     def stop_asked(self) -> bool:
         """Whether Ctrl-C was pressed or the run directory holds a file `cancel`."""

@@ -56,6 +56,22 @@ class DistilSettings:
         limits=SHARE,
     )  # fmt: skip
     soft: bool = _option(True, "learn the teacher's class probabilities, not only its decision")
+    expert_weight: float = _option(
+        1.0, "how much a voxel that a person annotated counts, against 1 for a teacher's", limits=(1e-6, 1e6)
+    )
+    voxel_weights: str = _option(
+        "equal", "how much the voxels of a pseudo-annotation count: all alike, or by the teachers' certainty",
+        ("equal", "certainty"),
+    )  # fmt: skip
+    least_certainty: float = _option(
+        0.0, "voxels of a pseudo-annotation that the teachers are less certain of are left out", limits=SHARE
+    )
+    least_confidence: float = _option(
+        0.0, "cases whose pseudo-annotation has a lower confidence are left out", limits=SHARE
+    )
+    least_foreground_voxels: int = _option(
+        0, "cases whose pseudo-annotation has fewer voxels in structures are left out", limits=NOT_NEGATIVE
+    )
     start_from: str = _option("", "bundle whose weights the training starts from (fine-tuning)")
     start_sha256: str = _option("", "weights of that bundle")
     dimensions: int | None = _option(None, "2: slice by slice, 3: volumes", choices=(2, 3))

@@ -26,6 +26,7 @@ from ..learning.training_cases import (
     split_by_group,
     training_cases_of,
 )
+from ..learning.voxel_weights import voxel_weights
 from ..records import bundle
 from ..records.cohort import Cohort, read_cohort
 from ..records.labels import Labels
@@ -78,7 +79,7 @@ def distil(
         summary = read_json(run.training) if run.training.is_file() else _learn(run, fabric, progress)
         if first:
             _forget_images(run)
-        progress.event("done", **{k: v for k, v in summary.items() if k != "history"})
+        progress.event("done", **{k: v for k, v in summary.items() if k not in ("history", "left_out")})
         return summary
 
 
@@ -156,7 +157,7 @@ def _opened(cohort: Cohort | Path | str) -> Cohort:
 
 def _prepare(run: RunDirectory, cohort: Cohort, settings: DistilSettings, progress: Progress) -> None:
     cases = training_cases_of(run, cohort, settings, progress)
-    labels = labels_to_learn(run, cohort, cases, progress)
+    labels = _labels_of_start(settings, labels_to_learn(run, cohort, cases, progress))
     cases, fingerprints = _fingerprints(cases, labels, progress)
     settings, preprocessing = _configured(run, settings, cohort.modality, labels, fingerprints)
     _forget_training(run)
@@ -168,21 +169,32 @@ def _prepare(run: RunDirectory, cohort: Cohort, settings: DistilSettings, progre
     stage = progress.stage("prepare", len(cases))
     for (number, item), reading in ahead(lambda item: item[1].read(labels), list(enumerate(cases))):
         try:
-            image, target = on_grid(*reading.result(), labels, preprocessing)
+            volume, annotation = reading.result()
+            image, target = on_grid(volume, annotation, labels, preprocessing)
+            weights = voxel_weights(item, volume, preprocessing, settings)
         except (ValueError, OSError, MemoryError) as error:  # such as a single slice among volumes
             progress.problem(item.case.id, error)
         else:
-            prepared.write(number, image, target, settings.seed)
-            good.append((number, item))
+            prepared.write(number, image, target, settings.seed, weights)
+            counts = {"weight": settings.expert_weight} if item.by_person else {}
+            unknown = item.unknown(labels, annotation)
+            good.append((item, {"number": number, **counts, **({"unknown": unknown} if unknown else {})}))
         stage.advance(text=item.case.id)
     _refuse_few(good, cases, progress)
     prepared.complete(
         {
-            "cases": [{"number": n, "id": item.case.id, "group": item.case.group} for n, item in good],
+            "cases": [{"id": item.case.id, "group": item.case.group, **facts} for item, facts in good],
             "labels": labels.to_json(), "preprocessing": preprocessing.to_json(),
-            "problems": progress.problems, "taught_by": _taught_by(run, [item for _, item in good], settings),
+            "problems": progress.problems, "left_out": progress.left_out,
+            "taught_by": _taught_by(run, [item for item, _ in good], settings),
         }
     )  # fmt: skip
+
+
+def _labels_of_start(settings: DistilSettings, labels: Labels) -> Labels:
+    """The structures of the bundle that the training starts from, where it knows all that are annotated."""
+    start = load_student(Path(settings.start_from)).labels if settings.start_from else labels
+    return start if len(matches(labels, start)) == len(labels.structures) else labels  # which _configured refuses
 
 
 def _fingerprints(cases: list[TrainingCase], labels: Labels, progress: Progress) -> tuple[list[TrainingCase], list]:
@@ -268,7 +280,8 @@ def _learn(run: RunDirectory, fabric, progress: Progress) -> dict:
     student.card = _card(index["taught_by"], settings, state, cases)
     summary = {
         "student": str(run.student), "validation_dice": state.best_dice, "epoch": state.best_epoch,
-        "duration_s": round(state.seconds, 1), "problems": index["problems"], "history": state.history,
+        "duration_s": round(state.seconds, 1), "problems": index["problems"], "left_out": index.get("left_out", []),
+        "history": state.history,
     }  # fmt: skip
     if fabric.is_global_zero:
         save_student(student, run.student)

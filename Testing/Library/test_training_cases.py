@@ -27,7 +27,7 @@ from KnowledgeTransferLib.records.cohort import Case, Cohort, read_cohort
 from KnowledgeTransferLib.records.labels import Labels
 from KnowledgeTransferLib.records.progress import Progress
 from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json, write_json
-from KnowledgeTransferLib.records.settings import DistilSettings
+from KnowledgeTransferLib.records.settings import AnnotateSettings, DistilSettings, write_settings
 from KnowledgeTransferLib.steps.distil import distil
 
 LABELS = Labels.from_names({2: "liver", 7: "spleen"})
@@ -135,14 +135,76 @@ def test_experts_who_number_the_structures_otherwise_are_understood_by_name(run,
     assert (values == 2).any() and (values == 7).any()
 
 
-def test_experts_and_teachers_of_different_structures_are_not_mixed(run, tmp_path):
-    theirs = Labels.from_names({1: "liver"})
+def test_what_experts_do_not_know_is_learnt_from_the_teachers_alone_and_the_other_way_round(run, tmp_path):
+    theirs = Labels.from_names({1: "Liver", 4: "kidney"})
     cases = [a_case(tmp_path, "e", theirs), a_case(tmp_path, "t")]
     annotated(run, cases[1])
+    cohort, events = Cohort(tuple(cases), theirs), []
+    found = training_cases_of(run, cohort, DistilSettings(annotations="both"), Progress("distil"))
+    labels = labels_to_learn(run, cohort, found, Progress("distil", events.append))
+    assert labels.names == ("liver", "spleen", "kidney")
+    assert [e["text"].partition(";")[0] for e in events] == [
+        "the experts do not know spleen", "the teachers do not know kidney",
+    ]  # fmt: skip
+    (_, expert), (_, soft) = (item.read(labels) for item in found)
+    values = annotation(theirs.values)
+    assert (expert[0][values == 1] == 1).all() and (expert[0][values == 4] == 3).all()
+    assert soft.shape == (4, *SHAPE) and not soft[3].any() and (soft.sum(0, dtype=int) == 255).all()
+    assert [item.unknown(labels, target) for item, target in zip(found, (expert, soft), strict=True)] == [[2], [3]]
+
+
+def test_synonyms_of_the_annotation_hold_for_experts_too(run, tmp_path):
+    theirs = Labels.from_names({1: "Leber", 2: "spleen"})
+    cases = [a_case(tmp_path, "e", theirs), a_case(tmp_path, "t")]
+    annotated(run, cases[1])
+    write_settings(run, "annotate", AnnotateSettings(synonyms={"Leber": "liver"}))
     cohort = Cohort(tuple(cases), theirs)
     found = training_cases_of(run, cohort, DistilSettings(annotations="both"), Progress("distil"))
-    with pytest.raises(ValueError, match="the teachers annotated liver, spleen, but the experts liver"):
-        labels_to_learn(run, cohort, found, Progress("distil"))
+    assert labels_to_learn(run, cohort, found, Progress("distil")) == LABELS
+    _, target = found[0].read(LABELS)
+    assert (target[0][annotation(theirs.values) == 1] == 1).all() and found[0].unknown(LABELS, target) == []
+
+
+def test_a_structure_that_no_teacher_judged_is_unknown_unless_a_person_drew_it(run, tmp_path):
+    cases = [a_case(tmp_path, f"c{n}") for n in range(3)]
+    for case in cases:
+        annotated(run, case)
+    record = read_json(run.annotations)
+    for case in cases[1:]:
+        record["cases"][case.id]["unknown"] = ["spleen"]
+        write_annotation(run.pseudo_annotation(case.id), annotation((0, 2)), np.eye(4), LABELS)
+        write_probabilities(run.probability_maps(case.id), np.zeros((*SHAPE, 2), np.uint8), np.eye(4))
+        record["cases"][case.id]["sha256"] = sha256(run.pseudo_annotation(case.id))
+    write_json(run.annotations, record)
+    write_annotation(run.corrected_annotation("c2"), annotation((0, 2, 7)), np.eye(4), LABELS)
+    found = training_cases_of(run, Cohort(tuple(cases)), DistilSettings(), Progress("distil"))
+    assert [item.unknown(LABELS, item.read(LABELS)[1]) for item in found] == [[], [2], []]
+
+
+def test_cases_with_too_little_or_too_uncertain_foreground_are_left_out_with_the_reason(run, tmp_path):
+    cases = [a_case(tmp_path, f"c{n}") for n in range(5)]
+    for case in cases:
+        annotated(run, case)
+    record = read_json(run.annotations)
+    for case, confidence, voxels in zip(cases, (0.9, 0.4, 0.9, 0.3, 0.2), (50, 50, 9, 9, 9), strict=True):
+        record["cases"][case.id] |= {"confidence": confidence, "foreground_voxels": voxels}
+    write_json(run.annotations, record)
+    write_annotation(run.corrected_annotation("c4"), annotation(), np.eye(4), LABELS)
+    progress, cohort = Progress("distil"), Cohort(tuple(cases))
+    settings = DistilSettings(least_confidence=0.5, least_foreground_voxels=10)
+    found = training_cases_of(run, cohort, settings, progress)
+    assert [item.case.id for item in found] == ["c0", "c4"], "what a person corrected stays"
+    assert progress.left_out == [
+        {"case": "c1", "message": "is left out: its confidence of 0.4 is below 0.5"},
+        {"case": "c2", "message": "is left out: 9 voxels lie in structures, fewer than 10"},
+        {
+            "case": "c3",
+            "message": "is left out: its confidence of 0.3 is below 0.5 and 9 voxels lie in structures, fewer than 10",
+        },
+    ]
+    assert len(training_cases_of(run, cohort, DistilSettings(), Progress("distil"))) == 5
+    with pytest.raises(ValueError, match="5 of 5 cases .* but 4 have too little or too uncertain foreground"):
+        training_cases_of(run, cohort, dataclasses.replace(settings, least_confidence=1.0), Progress("distil"))
 
 
 @pytest.mark.parametrize(
