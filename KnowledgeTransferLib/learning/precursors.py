@@ -15,6 +15,7 @@ from ..records import bundle
 from ..records.labels import Labels
 from ..records.run_directory import RunDirectory, read_json
 from ..records.settings import DistilSettings
+from ..records.structure_names import matches
 from .features import Outputs, outputs_of
 from .losses import losses_of, need_teacher
 from .preprocessing import Preprocessing
@@ -115,19 +116,33 @@ def _only_teacher(run: RunDirectory, needing: list[str]) -> str:
     return str(folders[0])
 
 
+def labels_of_start(settings: DistilSettings, labels: Labels) -> Labels:
+    """The structures of the bundle that the training starts from; those in `labels` where it starts from none.
+
+    What the bundle knows beyond them gives no loss, and is neither learnt nor forgotten on purpose.
+
+    Raises:
+        ValueError: the annotations hold a structure that the bundle does not know.
+    """
+    if not settings.start_from:
+        return labels
+    start = load_student(Path(settings.start_from)).labels
+    if len(matches(labels, start)) < len(labels.structures):
+        raise ValueError(
+            f"{settings.start_from}: segments {', '.join(start.names)}, but the annotations hold "
+            f"{', '.join(labels.names)}; fine-tuning cannot add structures"
+        )
+    return start
+
+
 def kept_preprocessing(settings: DistilSettings, labels: Labels) -> tuple[DistilSettings, Preprocessing | None]:
     """The preprocessing of the precursors, which the training keeps, with settings that say so; None without them.
 
     Raises:
-        ValueError: other structures, other settings, or two precursors that see images differently.
+        ValueError: other structures of the live teacher, other settings, or two precursors that see images differently.
     """
     start = load_student(Path(settings.start_from)) if settings.start_from else None
     live = load_student(Path(settings.live_teacher)) if settings.live_teacher else None
-    if start and start.labels.names != labels.names:
-        raise ValueError(
-            f"{settings.start_from}: segments {', '.join(start.labels.names)}, but the annotations hold "
-            f"{', '.join(labels.names)}; fine-tuning needs the same structures in the same order"
-        )
     if live:
         _channels(live, labels)
     if start and live and start.preprocessing != live.preprocessing:

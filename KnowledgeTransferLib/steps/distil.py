@@ -13,7 +13,7 @@ from ..learning.ahead import ahead
 from ..learning.batches import PreparedCases
 from ..learning.configuration import Surroundings, configure, fingerprint, usual_precision
 from ..learning.losses import losses_of
-from ..learning.precursors import kept_preprocessing, live_teacher, with_precursors
+from ..learning.precursors import kept_preprocessing, labels_of_start, live_teacher, with_precursors
 from ..learning.predictor import pick_device
 from ..learning.preprocessing import Preprocessing
 from ..learning.student import Student, load_student, new_network, save_student
@@ -157,7 +157,7 @@ def _opened(cohort: Cohort | Path | str) -> Cohort:
 
 def _prepare(run: RunDirectory, cohort: Cohort, settings: DistilSettings, progress: Progress) -> None:
     cases = training_cases_of(run, cohort, settings, progress)
-    labels = _labels_of_start(settings, labels_to_learn(run, cohort, cases, progress))
+    labels = labels_of_start(settings, labels_to_learn(run, cohort, cases, progress))
     cases, fingerprints = _fingerprints(cases, labels, progress)
     settings, preprocessing = _configured(run, settings, cohort.modality, labels, fingerprints)
     _forget_training(run)
@@ -189,12 +189,6 @@ def _prepare(run: RunDirectory, cohort: Cohort, settings: DistilSettings, progre
             "taught_by": _taught_by(run, [item for item, _ in good], settings),
         }
     )  # fmt: skip
-
-
-def _labels_of_start(settings: DistilSettings, labels: Labels) -> Labels:
-    """The structures of the bundle that the training starts from, where it knows all that are annotated."""
-    start = load_student(Path(settings.start_from)).labels if settings.start_from else labels
-    return start if len(matches(labels, start)) == len(labels.structures) else labels  # which _configured refuses
 
 
 def _fingerprints(cases: list[TrainingCase], labels: Labels, progress: Progress) -> tuple[list[TrainingCase], list]:

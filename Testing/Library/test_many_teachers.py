@@ -9,7 +9,7 @@ from KnowledgeTransferLib.learning.phantom import LABELS
 from KnowledgeTransferLib.learning.student import load_student
 from KnowledgeTransferLib.learning.volume import read_annotation, read_image, write_annotation, write_image
 from KnowledgeTransferLib.records.cohort import read_cohort, write_names
-from KnowledgeTransferLib.records.labels import Labels
+from KnowledgeTransferLib.records.labels import Labels, read_labels
 from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json
 from KnowledgeTransferLib.steps.annotate import annotate
 from KnowledgeTransferLib.steps.distil import distil
@@ -106,3 +106,36 @@ def test_left_out_cases_stand_in_the_record_of_the_training(discs, tmp_path):
     training = read_json(RunDirectory(tmp_path / "run").training)
     assert [case["case"] for case in training["left_out"]] == ["p2"]
     assert "7 images" in (tmp_path / "run" / "student" / "docs" / "README.md").read_text()
+
+
+def test_a_student_that_teaches_the_next_one_is_then_tuned_on_experts_who_know_less(discs, tmp_path, command):
+    """The commands of docs/teachers.md: transfer on the downstream set itself, a round of self-training, tuning."""
+    folder = only(discs, tmp_path / "teacher", DISCS, DISCS.names)
+    experts = only(discs, tmp_path / "experts", DISCS, ("dark disc",))
+    table = "\n".join(f"{c.id},{c.images[0]},{experts / c.id}.nii.gz" for c in read_cohort(discs).cases)
+    (tmp_path / "cohort.csv").write_text(f"id,image,label\n{table}")
+    write_names(tmp_path, read_labels(experts / "dataset.json"))
+    first, second, tuned = (tmp_path / name for name in ("first", "second", "tuned"))
+    tuning = ("--annotations", "expert", "--from", second, "--epochs", 9)
+    for line in (
+        ("annotate", first, "--cohort", discs, "--teacher", folder),
+        ("distil", first, "--epochs", 60),
+        ("annotate", second, "--cohort", discs, "--teacher", first),
+        ("distil", second, "--epochs", 60),
+        (
+            "distil",
+            tuned,
+            "--cohort",
+            tmp_path / "cohort.csv",
+            "--annotations",
+            "expert",
+            "--from",
+            second,
+            "--epochs",
+            9,
+        ),
+    ):
+        outcome = command(*line)
+        assert outcome.status == 0, outcome.messages
+    assert load_student(tuned / "student").labels == DISCS
+    assert min(dice_of(tuned / "student", discs).values()) > 0.85, "what the experts do not know is not forgotten"
