@@ -122,6 +122,9 @@ class OnnxRuntime:
         options.log_severity_level = 3
         self.file, there = exported(student, ONNX), onnxruntime.get_available_providers()
         providers = [name for name in self.PROVIDERS[student.device] if name in there] + ["CPUExecutionProvider"]
+        if student.device != "cpu" and len(providers) == 1:
+            found = f"ONNX Runtime has no provider for the device {student.device} (found: {', '.join(there)})"
+            raise ValueError(f"{found}; pip install onnxruntime-gpu in place of onnxruntime, or give --device cpu")
         options.enable_mem_pattern = DIRECTML not in providers  # which does not know it
         model = str(self.file) if self.file else onnx_bytes(student)
         self.session = onnxruntime.InferenceSession(model, options, providers=providers)

@@ -162,3 +162,67 @@ def test_predictions_are_the_same_with_every_backend():
             found[name] = student.segment(Volume(volume_values, np.diag([0.8, 0.9, 1.3, 1])))
     for labels in found.values():
         assert (labels != found["torch"]).mean() <= 1e-4
+
+
+CUDA_WHEEL = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "taken"),
+    [
+        ("cuda", CUDA_WHEEL, CUDA_WHEEL),
+        ("cuda", CUDA_WHEEL[1:], CUDA_WHEEL[1:]),
+        ("cpu", CUDA_WHEEL, ["CPUExecutionProvider"]),
+        (
+            "mps",
+            ["CoreMLExecutionProvider", "CPUExecutionProvider"],
+            ["CoreMLExecutionProvider", "CPUExecutionProvider"],
+        ),
+        ("cpu", ["CoreMLExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"]),
+        ("cpu", ["DmlExecutionProvider", "CPUExecutionProvider"], ["DmlExecutionProvider", "CPUExecutionProvider"]),
+        ("cpu", ["AzureExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"]),
+    ],
+)
+def test_onnx_runtime_takes_the_provider_of_the_device_and_names_it(device, there, taken, monkeypatch):
+    runtime, seen, student = a_fake_runtime(monkeypatch, there), {}, a_student()
+    monkeypatch.setattr(runtime, "InferenceSession", a_fake_session(seen))
+    student.device = device
+    about = open_backend(student, "onnxruntime").about
+    assert seen["providers"] == taken
+    assert about == f"ONNX Runtime {runtime.__version__} on {taken[0].removesuffix('ExecutionProvider')}, f32"
+    assert seen["options"].enable_mem_pattern is ("DmlExecutionProvider" not in taken)
+
+
+def test_onnx_runtime_without_a_provider_of_the_device_says_what_to_install(monkeypatch):
+    a_fake_runtime(monkeypatch, ["CPUExecutionProvider"])
+    student = a_student()
+    student.device = "cuda"
+    with pytest.raises(
+        ValueError, match="no provider for the device cuda .* pip install onnxruntime-gpu .* --device cpu"
+    ):
+        open_backend(student, "onnxruntime")
+
+
+def a_fake_runtime(monkeypatch, there: list[str]):
+    """ONNX Runtime as it is installed here, which says that it has other providers."""
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(runtime, "get_available_providers", lambda: there)
+    return runtime
+
+
+def a_fake_session(seen: dict):
+    """Takes what a session is opened with, and runs on the CPU."""
+    import onnxruntime
+
+    real = onnxruntime.InferenceSession
+
+    class Session:
+        def __init__(self, model, options, providers):
+            seen.update(options=options, providers=providers)
+            self.run = real(model, providers=["CPUExecutionProvider"]).run
+
+        def get_providers(self):
+            return seen["providers"]
+
+    return Session
