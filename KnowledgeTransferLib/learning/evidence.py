@@ -50,10 +50,14 @@ class Evidence:
         known = {plain_name(structure.name): structure.value for structure in labels.structures}
         if case.label is None or self.labels is None or not known.keys() & set(map(plain_name, self.labels.names)):
             return None
+        try:
+            annotation = read_annotation(case.label, self.labels, volume)
+        except (ValueError, OSError):  # whoever trained on the cohort, or evaluates on it, is told
+            return None
         table = np.zeros(256, np.uint8)
         for structure in self.labels.structures:
             table[structure.value] = known.get(plain_name(structure.name), 0)
-        return table[read_annotation(case.label, self.labels, volume)]
+        return table[annotation]
 
 
 def evidence_of(cohort: Cohort, source: str) -> Evidence:
@@ -63,10 +67,25 @@ def evidence_of(cohort: Cohort, source: str) -> Evidence:
     return Evidence(source, chosen, cohort.labels) if chosen else Evidence()
 
 
+def volumes_of(cases: Sequence[Case]) -> Iterator[tuple[Case, Volume]]:
+    """One at a time. One bad scan of a cohort is left out; when there is no other, it raises what is wrong with it."""
+    count, wrong = 0, None
+    for case in cases:
+        try:
+            volume = read_image(case.images, case.id)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            wrong = error
+        else:
+            count += 1
+            yield case, volume
+    if wrong is not None and count == 0:
+        raise wrong
+
+
 def batches_of(student: Student, cases: Sequence[Case]) -> Iterator[torch.Tensor]:
     """The middle of each image as the student's network sees it, one at a time."""
-    for case in cases:
-        yield _batch(student, student.preprocessing.prepare(read_image(case.images, case.id))[0])
+    for _, volume in volumes_of(cases):
+        yield _batch(student, student.preprocessing.prepare(volume)[0])
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -148,7 +148,7 @@ def write_export(student: Student, name: str, folder: Path, evidence: Evidence) 
 def _check_costs(student: Student, name: str, costs: dict[str, dict]) -> None:
     for precision, cost in costs.items():
         if cost["dice_with_f32"] is None:
-            raise _refusal(student, name, f"it finds none of its structures on {cost['images']} images; name others")
+            raise _refusal(student, name, f"it finds none of its structures on {cost['images']} image(s); name others")
         if cost["dice_with_f32"] < LEAST_DICE:
             raise _refusal(student, name, f"{in_words(precision, cost)}; at least {LEAST_DICE} is needed")
 

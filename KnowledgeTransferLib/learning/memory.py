@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .predictor import blocks_of
-from .resources import FREE_SHARE, free_bytes
+from .resources import FREE_SHARE, free_bytes, held_bytes
 
 if TYPE_CHECKING:
     from .student import Prepared, Student
@@ -43,12 +43,8 @@ def fitting_voxels(student: Student, prepared: Prepared) -> int:
     if student.device == "cuda":
         fitting = min(most, int(torch.cuda.mem_get_info()[0] * FREE_SHARE) // each)
     if fitting < smallest:
-        needed = (fixed + smallest * each) / 2**30
-        advice = "close other programs, allow more (--max-memory), or take a student of coarser spacing"
-        raise ValueError(
-            f"{prepared.name}: segmenting it needs {needed:.2f} GiB of memory beside what is in use, and "
-            f"{max(0, free) / 2**30:.2f} GiB may be taken; {advice}"
-        )
+        advice = what_would_fit(fixed + smallest * each, student.how.most_bytes)
+        raise ValueError(f"{prepared.name}: segmenting it {advice}, or take a student of coarser spacing")
     return _comfortable(network, size, fitting, PASS_BYTES // each)
 
 
@@ -60,9 +56,19 @@ def check_probabilities_fit(volume: Volume, classes: int, most_bytes: int | None
     """
     needed, free = 4.0 * classes * math.prod(volume.shape), free_bytes(most_bytes)
     if needed > free:
-        found = f"its probabilities of {classes} classes need {needed / 2**30:.2f} GiB of memory"
-        advice = "close other programs or allow more (--max-memory); `segment` with a student needs none of them"
-        raise ValueError(f"{volume.name}: {found}, and {max(0, free) / 2**30:.2f} GiB may be taken; {advice}")
+        advice = what_would_fit(needed, most_bytes)
+        raise ValueError(f"{volume.name}: holding its {classes} class probabilities {advice}; `segment` needs none")
+
+
+def what_would_fit(needed: float, most_bytes: int | None) -> str:
+    """What a refusal tells: how many bytes are needed, how many may be taken, and with which limit it would fit."""
+    gib, free, held = 1 / 2**30, free_bytes(), held_bytes()
+    within = free if most_bytes is None else min(free, most_bytes - held)
+    found = f"needs {needed * gib:.2f} GiB of memory beside what is in use"
+    found = f"{found}, and {max(0, within) * gib:.2f} GiB may be taken"
+    if within == free:
+        return f"{found}; close other programs"
+    return f"{found}; --max-memory {math.ceil((held + needed) * gib * 100) / 100:.2f} would do"
 
 
 def _comfortable(network, size, fitting: int, voxels: int) -> int:

@@ -95,7 +95,7 @@ each result, nor on other kinds of scans, other structures or other patients tha
 def _exports(card: dict) -> str:
     rows = "\n".join(
         f"- {name} ({', '.join(found['files'])}): other labels than the student's own in {found['differing']:.4%} of "
-        f"the voxels of {found['images']} images ({found.get('source', 'which is not recorded')})"
+        f"the voxels of {found['images']} image(s) ({found.get('source', 'which is not recorded')})"
         for name, found in card.get("exports", {}).items()
     )
     costs = "\n".join(f"- {in_words(precision, cost)}" for precision, cost in card.get("precisions", {}).items())

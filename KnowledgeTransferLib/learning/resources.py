@@ -18,7 +18,12 @@ def typical(seconds: list[float]) -> float | None:
 def free_bytes(most_bytes: int | None = None) -> int:
     """How much more memory this process may take: four fifths of what is free, within `most_bytes` for all of it."""
     free = int(psutil.virtual_memory().available * FREE_SHARE)
-    return free if most_bytes is None else min(free, most_bytes - psutil.Process().memory_info().rss)
+    return free if most_bytes is None else min(free, most_bytes - held_bytes())
+
+
+def held_bytes() -> int:
+    """The memory that this process holds."""
+    return psutil.Process().memory_info().rss
 
 
 class PeakMemory:

@@ -36,7 +36,7 @@ def export(
             check; the bundle is then as it was.
     """
     with Progress("export", listener) as progress:
-        folder = bundle_in(bundle)
+        folder = bundle_in(bundle).absolute()
         for name in to:
             exporter_named(name)
         student = load_student(folder)
@@ -64,8 +64,8 @@ def _evidence(folder: Path, check: Path | str | None) -> Evidence:
         ValueError, OSError: `check` is no cohort, or none of its images is there.
     """
     if check is None:
-        run = RunDirectory(folder.absolute().parent)
-        is_its_student = run.student == folder.absolute() and run.cohort.is_file()
+        run = RunDirectory(folder.parent)
+        is_its_student = run.student == folder and run.cohort.is_file()
         return evidence_of(Cohort.from_json(read_json(run.cohort)), OWN_COHORT) if is_its_student else Evidence()
     evidence = evidence_of(read_cohort(check), GIVEN)
     if not evidence.cases:
@@ -75,7 +75,9 @@ def _evidence(folder: Path, check: Path | str | None) -> Evidence:
 
 def _tell(progress: Progress, name: str, found: dict) -> None:
     progress.event("exported", export=name, **found)
-    words = f"{found['differing']:.4%} of the voxels of {found['images']} images ({found['source']}) get another label"
+    words = (
+        f"{found['differing']:.4%} of the voxels of {found['images']} image(s) ({found['source']}) get another label"
+    )
     progress.message(f"{name}: {words} than from the student itself")
     for precision, cost in found["precisions"].items():
         progress.message(in_words(precision, cost))

@@ -91,7 +91,7 @@ def test_the_bundle_vouches_for_what_was_exported_and_its_card_tells(kind, a_bun
     assert set(EXPORTERS[kind].files) <= bundle.checked_files(a_bundle)
     assert student.card["exports"][kind]["files"] == list(EXPORTERS[kind].files)
     card = (a_bundle / bundle.MODEL_CARD).read_text(encoding="utf-8")
-    assert f"- {kind} (" in card and "2 images (those of --check)" in card
+    assert f"- {kind} (" in card and "2 image(s) (those of --check)" in card
     told = "".join(file.read_text(encoding="utf-8") for file in (a_bundle / "configs").iterdir()) + card
     assert "Jane" not in told and "scan0" not in told
 

@@ -11,7 +11,7 @@ from test_backends import a_student, an_image, expected
 
 from KnowledgeTransferLib.learning import exporters
 from KnowledgeTransferLib.learning.backends import OPENVINO_INT8, open_backend
-from KnowledgeTransferLib.learning.evidence import Evidence, evidence_of
+from KnowledgeTransferLib.learning.evidence import Evidence, evidence_of, volumes_of
 from KnowledgeTransferLib.learning.networks import plain
 from KnowledgeTransferLib.learning.precision_cost import in_words, precision_cost
 from KnowledgeTransferLib.learning.quantisation import CONVOLUTIONS, in_levels, input_ranges, quantised
@@ -157,6 +157,18 @@ def test_the_cases_that_calibrate_are_others_than_those_that_check(tmp_path):
     assert one.checking == one.calibrating == evidence.cases[:1]
 
 
+def test_a_bad_scan_or_annotation_of_a_cohort_is_left_out(a_phantom_cohort, tmp_path):
+    first, second, *_ = read_cohort(a_phantom_cohort).cases
+    (tmp_path / "bad.nii.gz").write_bytes(b"no image")
+    bad = Case("bad", (tmp_path / "bad.nii.gz",))
+    assert [case.id for case, _ in volumes_of([bad, first, second])] == [first.id, second.id]
+    with pytest.raises(ValueError, match="bad.nii.gz"):
+        list(volumes_of([bad]))
+    labels = read_cohort(a_phantom_cohort).labels
+    torn = Evidence("here", (Case("torn", first.images, tmp_path / "bad.nii.gz"),), labels)
+    assert torn.expert(torn.cases[0], read_image(first.images), labels) is None
+
+
 def test_int8_without_its_file_says_how_it_is_made(command, a_teacher, scan, tmp_path):
     done = command("segment", a_teacher, scan, tmp_path / "a.nii.gz", "--precision", "int8")
     assert done.status == 2
@@ -195,5 +207,5 @@ def test_an_int8_export_of_a_student_that_finds_nothing_is_refused(an_int8_run, 
     student = load_student(an_int8_run)
     monkeypatch.setattr(type(student), "segment", lambda self, volume: np.zeros(volume.shape, np.uint8))
     evidence = evidence_of(Cohort.from_json(read_run_cohort(an_int8_run)), "here")
-    with pytest.raises(ValueError, match="finds none of its structures on 2 images; name others"):
+    with pytest.raises(ValueError, match="finds none of its structures on 2 image.s.; name others"):
         exporters._check_costs(student, "openvino-int8", {"int8": precision_cost(student, "int8", evidence)})
