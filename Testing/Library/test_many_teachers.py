@@ -122,18 +122,7 @@ def test_a_student_that_teaches_the_next_one_is_then_tuned_on_experts_who_know_l
         ("distil", first, "--epochs", 60),
         ("annotate", second, "--cohort", discs, "--teacher", first),
         ("distil", second, "--epochs", 60),
-        (
-            "distil",
-            tuned,
-            "--cohort",
-            tmp_path / "cohort.csv",
-            "--annotations",
-            "expert",
-            "--from",
-            second,
-            "--epochs",
-            9,
-        ),
+        ("distil", tuned, "--cohort", tmp_path / "cohort.csv", *tuning),
     ):
         outcome = command(*line)
         assert outcome.status == 0, outcome.messages
