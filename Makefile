@@ -37,7 +37,7 @@ lint: $(INSTALLED)
 	$(BIN)/python -m ruff format --check .
 
 real: $(INSTALLED)
-	$(BIN)/python Testing/Benchmarks/real.py
+	$(BIN)/python Testing/Benchmarks/real.py $(PARTS)
 
 screenshots: $(INSTALLED)
 	$(BIN)/python Testing/Slicer/screenshots.py

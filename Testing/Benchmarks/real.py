@@ -1,111 +1,117 @@
 """Real: the results of docs/results.md, by the command line, on public data. Each run goes on where it was.
 
-    make real            everything; about 40 minutes on 2 CPU cores
-    KT_DATA=/my/data make real
+    make real                           everything; several hours on 2 CPU cores
+    make real PARTS="single several"    these parts alone; the other sections stay as they are
+    KT_DATA=/my/data KT_RUNS=/my/runs make real
 
 Teachers learn from split `teacher`, students from the pseudo-annotations of `transferal`; `test` is only evaluated.
 """
 
 from __future__ import annotations
 
-import os
+import argparse
 import platform
-import shlex
-import subprocess
 import sys
+from datetime import date
+from functools import partial
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
 import numpy as np
 import torch
+from document import Document
+from runs import DATA, ROOT, RUNS, Run, carry_out
 from timing import median_ms
+from transfer import EXPERIMENTS
 
 from KnowledgeTransferLib import __version__
 from KnowledgeTransferLib.learning.student import load_student
 from KnowledgeTransferLib.records.bundle import WEIGHTS
-from KnowledgeTransferLib.records.cohort import read_cohort
-from KnowledgeTransferLib.records.run_directory import read_json, write_text
+from KnowledgeTransferLib.records.run_directory import read_json
 
-ROOT = Path(__file__).parents[2]
-DATA = Path(os.environ.get("KT_DATA", ROOT.parent / "shared" / "data")).resolve()
-RUNS = Path(os.environ.get("KT_RUNS", ROOT / "real_runs")).resolve()
-SEED = "0"
 QUICK = ("--precision", "bf16-mixed")  # of the teachers: half the time on a CPU that knows bfloat16
 HALF_SIZE = ("--spacing-mm", "2", "2", "1")  # pictures of 256 pixels as 128, for the sake of 2 CPU cores
 SCAN = (1, 1, 40, 56, 40)  # a prepared hippocampus scan
+HEADING = (
+    "# Results on real data\n\nWritten by `make real` (Testing/Benchmarks/real.py) from the runs' own files; do not "
+    "edit by hand. Data: `../shared/data` (each folder's README gives source and licence). Splits are by patient. "
+    "`test` was only evaluated, after everything was trained; designs and settings were chosen on `teacher` and "
+    "`transferal`. Brackets: 95 % bootstrap interval over patients. p: Wilcoxon's signed-rank test over patients. "
+    "Training times include whatever else the machine did."
+)
 
 
-def main() -> None:
+def main(wanted: list[str]) -> None:
     if not (DATA / "hippocampus_mri").is_dir():
         sys.exit(f"{DATA}: the public data sets are not there; set KT_DATA to the folder that holds them")
-    parts = [heading(), hippocampus(), ultrasound()]
-    write_text(ROOT / "docs" / "results.md", "\n\n".join(parts) + "\n")
-    print(f"written: {ROOT / 'docs' / 'results.md'}")
+    document = Document(ROOT / "docs" / "results.md", HEADING, list(PARTS))
+    for part in wanted:
+        document.write(part, f"{PARTS[part]()}\n\n{measured(part)}\n")
+        print(f"written: {document.file}, {part}", flush=True)
 
 
 def hippocampus() -> str:
-    cohort, teacher, run = str(DATA / "hippocampus_mri"), RUNS / "hippocampus_teacher", RUNS / "hippocampus"
-    commands = [
-        do("distil", teacher, "--cohort", cohort, "--split", "teacher", "--annotations", "expert", "--student", "large",
-           "--epochs", "40", *QUICK),
-        do("annotate", run, "--cohort", cohort, "--split", "transferal", "--teacher", teacher / "student"),
-        do("distil", run, "--student", "tiny", "--epochs", "700", "--validation-share", "0.05"),
-        compare(run, cohort, teacher=teacher / "student", student=run / "student"),
-    ]  # fmt: skip
-    return section("Hippocampus in T1 MRI (3-D): a large teacher, a tiny student", commands, run) + speed(run, teacher)
+    cohort, seed = ("--cohort", str(DATA / "hippocampus_mri")), ("--seed", "0")
+    large = ("--annotations", "expert", "--student", "large", "--epochs", "40", *QUICK, *seed)
+    teacher = Run("hippocampus_teacher", (("distil", *cohort, "--split", "teacher", *large),))
+    tiny = ("--student", "tiny", "--epochs", "700", "--validation-share", "0.05", *seed)
+    methods = compared(teacher=teacher.student, student=Run("hippocampus", ()).student)
+    commands = (
+        ("annotate", *cohort, "--split", "transferal", "--teacher", teacher.student),
+        ("distil", *tiny),
+        ("evaluate", *cohort, "--split", "test", *methods, *seed),
+    )
+    run = Run("hippocampus", commands, (teacher.name,))
+    title = "Hippocampus in T1 MRI (3-D): a large teacher, a tiny student"
+    return section(title, [teacher, run]) + speed(run, teacher)
 
 
 def ultrasound() -> str:
-    home, abroad = str(DATA / "busi"), str(DATA / "bus_uclm")
-    teacher, run, expert = RUNS / "busi_teacher", RUNS / "bus_uclm", RUNS / "bus_uclm_expert"
-    learn = ("--annotations", "expert", *HALF_SIZE)
-    commands = [
-        do("distil", teacher, "--cohort", home, "--split", "teacher", *learn, "--student", "medium",
-           "--epochs", "72", "--validate-every-epochs", "3", *QUICK),
-        do("annotate", run, "--cohort", abroad, "--split", "transferal", "--teacher", teacher / "student"),
-        do("distil", run, "--student", "tiny", *HALF_SIZE, "--epochs", "417", "--validate-every-epochs", "20"),
-        do("distil", expert, "--cohort", abroad, "--split", "teacher", *learn, "--student", "tiny",
-           "--epochs", "312", "--validate-every-epochs", "15"),
-        compare(run, abroad, teacher=teacher / "student", student=run / "student", expert_student=expert / "student"),
-    ]  # fmt: skip
-    text = section("Breast ultrasound (2-D): a teacher from one hospital, a student at another", commands, run)
-    return text + (
+    home, abroad, seed = str(DATA / "busi"), str(DATA / "bus_uclm"), ("--seed", "0")
+    learn = ("--annotations", "expert", *HALF_SIZE, *seed)
+    medium = ("--student", "medium", "--epochs", "72", "--validate-every-epochs", "3", *QUICK)
+    teacher = Run("busi_teacher", (("distil", "--cohort", home, "--split", "teacher", *learn, *medium),))
+    tiny = ("--student", "tiny", "--epochs", "312", "--validate-every-epochs", "15")
+    expert = Run("bus_uclm_expert", (("distil", "--cohort", abroad, "--split", "teacher", *learn, *tiny),))
+    student = Run("bus_uclm", ()).student
+    methods = compared(teacher=teacher.student, student=student, expert_student=expert.student)
+    commands = (
+        ("annotate", "--cohort", abroad, "--split", "transferal", "--teacher", teacher.student),
+        ("distil", "--student", "tiny", *HALF_SIZE, "--epochs", "417", "--validate-every-epochs", "20", *seed),
+        ("evaluate", "--cohort", abroad, "--split", "test", *methods, *seed),
+    )
+    run = Run("bus_uclm", commands, (teacher.name, expert.name))
+    return section(
+        "Breast ultrasound (2-D): a teacher from one hospital, a student at another", [teacher, expert, run]
+    ) + (
         "\n`teacher` learnt from busi (Cairo), `student` from its pseudo-annotations of bus_uclm's `transferal` images, "
         "`expert_student` (same design) from the expert annotations of bus_uclm's `teacher` images."
     )
 
 
-def do(step: str, run: Path, *options) -> str:
-    """Run one command (a finished one does nothing again); returns it as text."""
-    words = [step, run, *options] + (["--seed", SEED] if step != "annotate" else [])
-    command = [sys.executable, "-m", "KnowledgeTransferLib", *map(str, words)]
-    print("$ " + shlex.join(command[1:]), flush=True)
-    with open(RUNS / f"{run.name}.{step}.log", "a", encoding="utf-8") as log:
-        subprocess.run(command, check=True, cwd=ROOT, stdout=log)
-    return f"knowledge-transfer {shlex.join(shorten(word) for word in words)}"
+def transfer(name: str) -> str:
+    """One of the experiments of arXiv:2101.09560."""
+    title, runs, table = EXPERIMENTS[name]()
+    failed = carry_out(runs)
+    example = runs[-1].text()
+    return f"## {title}\n\n{table(failed)}\n\nEvery cell is an ordinary run, such as\n\n```bash\n{example}\n```"
 
 
-def compare(run: Path, cohort: str, **methods: Path) -> str:
-    named = [word for name, path in methods.items() for word in ("--method", f"{name}={path}")]
-    return do("evaluate", run, "--cohort", cohort, "--split", "test", *named)
+PARTS = {
+    "hippocampus": hippocampus,
+    "ultrasound": ultrasound,
+    **{name: partial(transfer, name) for name in EXPERIMENTS},
+}
 
 
-def shorten(word) -> str:
-    return str(word).replace(f"{DATA}/", "../shared/data/").replace(f"{RUNS}/", "real_runs/")
+def compared(**methods: str) -> list[str]:
+    return [word for name, path in methods.items() for word in ("--method", f"{name}={path}")]
 
 
-def heading() -> str:
-    cores = f"{torch.get_num_threads()} threads"
-    machine = f"{processor()}, {cores}, {'CUDA' if torch.cuda.is_available() else 'no GPU'}"
+def measured(part: str) -> str:
+    machine = f"{processor()}, {'CUDA' if torch.cuda.is_available() else 'no GPU'}"
     return (
-        "# Results on real data\n\n"
-        "Written by `make real` (Testing/Benchmarks/real.py) from the runs' own files; do not edit by hand.\n\n"
-        f"- KnowledgeTransfer {__version__}, torch {torch.__version__}, Python {platform.python_version()}\n"
-        f"- Machine: {machine}\n- Seed: {SEED}\n- Data: `../shared/data` (each folder's README gives source and licence)\n\n"
-        "Splits are by patient. `test` was only evaluated, after everything was trained; designs and settings were "
-        "chosen on `teacher` and `transferal`. Brackets: 95 % bootstrap interval over patients. Training times include "
-        "whatever else the machine did." + notes()
+        f"*Written on {date.today()} by `make real PARTS={part}`: KnowledgeTransfer {__version__}, torch "
+        f"{torch.__version__}, Python {platform.python_version()}; {machine}.*{notes()}"
     )
 
 
@@ -123,10 +129,15 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def section(title: str, commands: list[str], run: Path) -> str:
-    evaluation = read_json(run / "evaluation.json")
-    listing = "\n".join(commands)
-    return f"## {title}\n\n```bash\n{listing}\n```\n\n{table(evaluation)}\n\n{tests(evaluation)}\n\n{annotations(run)}"
+def section(title: str, runs: list[Run]) -> str:
+    """Carry out runs, one after the other; the last one was evaluated."""
+    failed = carry_out(runs, at_once=1)
+    if failed:
+        sys.exit("\n".join(f"{name}: {why}" for name, why in failed.items()))
+    evaluation = read_json(runs[-1].folder / "evaluation.json")
+    listing = "\n".join(run.text() for run in runs)
+    parts = (f"```bash\n{listing}\n```", table(evaluation), tests(evaluation), annotations(runs[-1].folder))
+    return "\n\n".join([f"## {title}", *parts])
 
 
 def table(evaluation: dict) -> str:
@@ -175,15 +186,16 @@ def annotations(run: Path) -> str:
     )
 
 
-def speed(run: Path, teacher: Path) -> str:
+def speed(run: Run, teacher: Run) -> str:
     """Network time per scan of both, one after the other in this process, and the size of the bundle."""
     image = torch.randn(SCAN, generator=torch.Generator().manual_seed(0))
     times = {
-        name: median_ms(load_student(path / "student").runner, image)
-        for name, path in (("teacher", teacher), ("student", run))
+        name: median_ms(load_student(Path(path)).runner, image)
+        for name, path in (("teacher", teacher.student), ("student", run.student))
     }
-    bundle_kb = sum(file.stat().st_size for file in (run / "student").rglob("*") if file.is_file()) / 1000
-    weights_kb = (run / "student" / WEIGHTS).stat().st_size / 1000
+    files = [file for file in Path(run.student).rglob("*") if file.is_file()]
+    bundle_kb = sum(file.stat().st_size for file in files) / 1000
+    weights_kb = (Path(run.student) / WEIGHTS).stat().st_size / 1000
     return (
         f"\n\nNetwork time per scan of {' x '.join(map(str, SCAN[2:]))} voxels (median of 30 passes, both as `segment` runs "
         f"them): teacher {times['teacher']:.1f} ms, student {times['student']:.2f} ms: "
@@ -192,6 +204,9 @@ def speed(run: Path, teacher: Path) -> str:
 
 
 if __name__ == "__main__":
-    RUNS.mkdir(parents=True, exist_ok=True)
-    read_cohort(DATA / "hippocampus_mri")
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    asked = parser.parse_args().parts or list(PARTS)
+    if unknown := [part for part in asked if part not in PARTS]:
+        parser.error(f"there is no part {unknown[0]!r}; choose among {', '.join(PARTS)}")
+    main(asked)

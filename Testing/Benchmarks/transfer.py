@@ -1,0 +1,198 @@
+"""Transfer: the experiments of network-agnostic knowledge transfer (arXiv:2101.09560) on eight real data sets.
+
+Teachers learn from split `teacher`, students from what teachers say of split `transferal`; `test` is only evaluated.
+Every cell is an ordinary run, sized to 2 CPU cores; `make real PARTS="single several"` carries some of them out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+
+import numpy as np
+from runs import DATA, Run, seconds_of
+
+from KnowledgeTransferLib.learning.metrics import group_means, holm, mean_with_interval, signed_rank
+from KnowledgeTransferLib.records.cohort import read_cohort
+from KnowledgeTransferLib.records.run_directory import read_json
+
+HALF_SIZE = ("--spacing-mm", "2", "2", "1")
+PATCHES = (*HALF_SIZE, "--patch-size-voxels", "128", "128", "1")
+STUDENTS = ("unet", "attention-unet", "sdu-net", "deeplabv3plus", "panoptic-fpn")  # the five of the paper
+TEACHERS = ("large", "segresnet")
+USUAL = "small"  # the student where one stands for all
+SEEDS = (0, 1, 2)
+SHARES = ("0.1", "0.25", "0.5", "1")
+
+
+@dataclass(frozen=True)
+class Set:
+    """A data set, and what makes it small enough for two CPU cores."""
+
+    modality: str
+    iterations: int
+    batch_size: int
+    options: tuple[str, ...] = ()
+    other_site: str = ""  # a data set of the same structure from elsewhere
+
+
+SETS = {
+    "scd_lv_myocardium": Set("MRI", 1000, 16),
+    "hippocampus_mri": Set("MRI", 500, 4),
+    "la_heart_lge_mri": Set("MRI", 500, 2, ("--spacing-mm", "2.5", "2.5", "2.5")),
+    "busi": Set("ultrasound", 500, 8, HALF_SIZE, "bus_uclm"),
+    "bus_uclm": Set("ultrasound", 500, 8, HALF_SIZE, "busi"),
+    "hc18_fetal_head": Set("ultrasound", 500, 8, HALF_SIZE),
+    "drive_vessels": Set("fundus photographs", 500, 8, PATCHES, "chase_vessels"),
+    "chase_vessels": Set("fundus photographs", 500, 8, PATCHES, "drive_vessels"),
+}
+ONE_PER_MODALITY = ("scd_lv_myocardium", "busi", "drive_vessels")
+SEVERAL = ("scd_lv_myocardium", "hippocampus_mri", "busi", "hc18_fetal_head", "drive_vessels")
+
+Experiment = tuple[str, list[Run], Callable[[dict[str, str]], str]]  # title, runs, and table: failed runs -> text
+
+
+def single() -> Experiment:
+    """One teacher: on one set per modality every student of every teacher, on the others one student, three seeds."""
+    cells = [(data, t, s, 0) for data, t, s in product(ONE_PER_MODALITY, TEACHERS, STUDENTS)]
+    cells += [(data, TEACHERS[0], USUAL, seed) for data in SETS if data not in ONE_PER_MODALITY for seed in SEEDS]
+    students = {cell: single_student(*cell) for cell in cells}
+    rows: dict[tuple[str, ...], list[Run]] = {}
+    for (data, *designs, _), run in students.items():
+        rows.setdefault((data, *designs), []).append(run)
+    teachers = {(data, t): teacher(data, t) for data, t, *_ in cells}
+    columns = ("data", "teacher", "student")
+    title = "One teacher, one student: any network to any other"
+    return title, [*teachers.values(), *students.values()], lambda failed: table(columns, rows, failed)
+
+
+def several() -> Experiment:
+    """Several teachers, of other networks and where there is one of another site: one student, three seeds."""
+    rows, teachers = {}, {}
+    for data in SEVERAL:
+        other = SETS[data].other_site
+        some = [teacher(data, design) for design in TEACHERS] + ([teacher(other, TEACHERS[0])] if other else [])
+        teachers |= {run.name: run for run in some}
+        names = " + ".join([*TEACHERS, *([f"{TEACHERS[0]} of {other}"] if other else [])])
+        rows[data, names, USUAL] = [
+            student(f"several/{data} {USUAL} {seed}", data, some, USUAL, seed) for seed in SEEDS
+        ]  # fmt: skip
+    runs = [*teachers.values(), *(run for runs in rows.values() for run in runs)]
+    title = "Several teachers, one student"
+    return title, runs, lambda failed: table(("data", "teachers", "student"), rows, failed)
+
+
+def tuned() -> Experiment:
+    """Transfer and then fine-tuning, against training from scratch, on shares of the expert labels."""
+    runs, rows = {}, {}
+    for data, share in product(ONE_PER_MODALITY, SHARES):
+        begun = single_student(data, TEACHERS[0], USUAL, 0)
+        scratch, finetuned = (Run(f"tuned/{data} {share} {way}", ()) for way in ("scratch", "transfer"))
+        options = ("--annotations", "expert", "--labelled-share", share)
+        scratch = replace(scratch, commands=(training(data, USUAL, 0, *options),))
+        commands = (
+            training(data, "", 0, *options, "--from", begun.student),
+            evaluation(data, f"scratch={scratch.student}", f"student={finetuned.student}"),
+        )
+        finetuned = replace(finetuned, commands=commands, after=(scratch.name, begun.name))
+        runs |= {run.name: run for run in (teacher(data, TEACHERS[0]), begun, scratch, finetuned)}
+        rows[data, share, USUAL] = [finetuned]
+    columns = ("data", "share of the expert labels", "student")
+    title = "Transfer and fine-tuning against training from scratch"
+    return title, list(runs.values()), lambda failed: table(columns, rows, failed, against="from scratch")
+
+
+EXPERIMENTS = {"single": single, "tuned": tuned, "several": several}
+
+
+def teacher(data: str, design: str) -> Run:
+    return Run(f"teachers/{data} {design}", (training(data, design, 0, "--annotations", "expert"),))
+
+
+def single_student(data: str, teacher_design: str, design: str, seed: int) -> Run:
+    name = f"single/{data} {teacher_design} {design} {seed}"
+    return student(name, data, [teacher(data, teacher_design)], design, seed)
+
+
+def student(name: str, data: str, teachers: list[Run], design: str, seed: int) -> Run:
+    """A student of teachers; all of them are evaluated on the test split."""
+    named = [word for run in teachers for word in ("--teacher", run.student)]
+    methods = [f"teacher{number}={run.student}" for number, run in enumerate(teachers, 1)]
+    commands = (
+        ("annotate", "--cohort", str(DATA / data), "--split", "transferal", *named),
+        ("distil", "--student", design, *length(data, "transferal"), "--seed", str(seed)),
+        evaluation(data, *methods, f"student={Run(name, ()).student}"),
+    )
+    return Run(name, commands, tuple(run.name for run in teachers))
+
+
+def training(data: str, design: str, seed: int, *options: str) -> tuple[str, ...]:
+    """On expert annotations; without a design where it follows from the bundle that is fine-tuned."""
+    designed = ("--student", design) if design else ()
+    cohort = ("--cohort", str(DATA / data), "--split", "teacher")
+    return ("distil", *cohort, *designed, *length(data, "teacher"), *options, "--seed", str(seed))
+
+
+def evaluation(data: str, *methods: str) -> tuple[str, ...]:
+    named = [word for method in methods for word in ("--method", method)]
+    return ("evaluate", "--cohort", str(DATA / data), "--split", "test", *named)
+
+
+def length(data: str, split: str) -> tuple[str, ...]:
+    """Size and length of a training: epochs that give the set's iterations, with eight looks at held-out patients."""
+    size = SETS[data]
+    epochs = math.ceil(size.iterations * size.batch_size / cases(data, split))
+    looks = ("--validate-every-epochs", str(max(1, epochs // 8)))
+    quick = ("--batch-size", str(size.batch_size), "--precision", "bf16-mixed")
+    return (*size.options, "--epochs", str(epochs), *looks, *quick)
+
+
+@cache
+def cases(data: str, split: str) -> int:
+    return len(read_cohort(DATA / data).only(split).cases)
+
+
+def table(columns: tuple[str, ...], rows: dict[tuple, list[Run]], failed: dict, against: str = "best teacher") -> str:
+    """Each row's student, averaged over its runs (seeds), against the best of what it is compared with, by patient."""
+    head = [*columns, "seeds", f"Dice, {against}", "Dice, student", "ratio", "p", "p (Holm)", "minutes"]
+    good = {key: [run for run in runs if run.name not in failed] for key, runs in rows.items()}
+    compared = {key: comparison(runs) for key, runs in good.items() if runs}
+    corrected = holm([figures["p"] for figures in compared.values()])
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for (key, figures), p_holm in zip(compared.items(), corrected, strict=True):
+        p_values = [f"{figures['p']:.2g}", f"{p_holm:.2g}"]
+        cells = [*key, figures["seeds"], *figures["text"], *p_values, figures["minutes"]]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += [f"\nNot carried out: {name} ({why})" for name, why in failed.items() if name in _names(rows)]
+    return "\n".join(lines)
+
+
+def comparison(runs: list[Run]) -> dict:
+    """What one row of the table says of runs that differ by their seed alone."""
+    evaluations = [read_json(run.folder / "evaluation.json") for run in runs]
+    found = _mean_over([dice_of_patients(evaluation, "student") for evaluation in evaluations])
+    others = [dice_of_patients(evaluations[0], name) for name in evaluations[0]["methods"] if name != "student"]
+    best = max(others, key=lambda dice: np.mean(list(dice.values())))
+    patients = [patient for patient in found if patient in best]
+    differences = np.array([found[patient] - best[patient] for patient in patients])
+    means = [mean_with_interval([dice[patient] for patient in patients]) for dice in (best, found)]
+    texts = [f"{mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]" for mean in means]
+    share = f"{means[1]['mean'] / means[0]['mean']:.1%}"
+    minutes = round(sum(map(seconds_of, runs)) / 60, 1)
+    return {"seeds": len(runs), "text": [*texts, share], "p": signed_rank(differences), "minutes": minutes}
+
+
+def dice_of_patients(evaluation: dict, method: str) -> dict[str, float]:
+    rows = [{**row, "dice": np.nan if row["dice"] is None else row["dice"]} for row in evaluation["cases"]]
+    return group_means([row for row in rows if row["method"] == method], "dice")
+
+
+def _mean_over(parts: list[dict[str, float]]) -> dict[str, float]:
+    return {patient: float(np.mean([part[patient] for part in parts])) for patient in parts[0]}
+
+
+def _names(rows: dict[tuple, list[Run]]) -> set[str]:
+    return {run.name for runs in rows.values() for run in runs}
