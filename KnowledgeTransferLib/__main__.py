@@ -117,6 +117,19 @@ def _evaluate(options: argparse.Namespace, listener) -> int:
     return _status(result["problems"], 1)
 
 
+def _study(options: argparse.Namespace, listener) -> int:
+    step = import_module(".steps.study", __package__)
+    _check_cohort_options(options)
+    cases = step.Cases(options.cohort, options.split, options.labels)
+    same = options.test_cohort is None
+    test = step.Cases(options.cohort if same else options.test_cohort, options.test_split, options.labels)
+    result = step.study(
+        options.run, (cases, test), options.plan, teacher=options.teacher, seeds=options.seeds, listener=listener,
+        **_asked(options, DistilSettings),
+    )  # fmt: skip
+    return _status(result["problems"], len(result["cells"]))
+
+
 def _export(options: argparse.Namespace, listener) -> int:
     step = import_module(".steps.export", __package__)
     step.export(options.bundle, options.to, check=options.check, listener=listener)
@@ -174,7 +187,8 @@ def _demo(options: argparse.Namespace, listener) -> int:
 
 
 STEPS = {
-    "annotate": _annotate, "distil": _distil, "segment": _segment, "evaluate": _evaluate, "export": _export,
+    "annotate": _annotate, "distil": _distil, "segment": _segment, "evaluate": _evaluate, "study": _study,
+    "export": _export,
     "describe": _describe, "compare": _compare, "phantom": _phantom, "serve": _serve, "demo": _demo,
 }  # fmt: skip
 SERVED = ("annotate", "distil", "segment", "evaluate", "export", "describe", "compare", "phantom")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from . import __version__
 from .records.losses import USUAL_WEIGHTS, weight_of
+from .records.plans import PLANS
 from .records.settings import NONE, AnnotateSettings, DistilSettings, EvaluateSettings
 from .records.students import STUDENTS
 
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     _add_distil(steps)
     _add_segment(steps)
     _add_evaluate(steps)
+    _add_study(steps)
     _add_export(steps)
     _add_describe(steps)
     _add_compare(steps)
@@ -94,19 +96,26 @@ def _add_distil(steps) -> None:
     step = _step(steps, "distil", "train a student on what the teachers, or experts, annotated")
     step.add_argument("run", metavar="RUN", type=Path, help="run directory")
     step.add_argument("--restart", action="store_true", help="forget an earlier training of this run")
-    groups = {title: step.add_argument_group(title) for title in GROUPS}
+    groups = _add_training(step)
     lessons = groups["what to learn from"]
     _add_cohort(lessons)
     lessons.add_argument(
         "--from", dest="start_from", metavar="BUNDLE", help="start from this student or teacher (fine-tuning)"
     )
+
+
+def _add_training(step, without: tuple[str, ...] = ()) -> dict:
+    """The settings of a training, in groups by their titles, which are returned."""
+    groups = {title: step.add_argument_group(title) for title in GROUPS}
     groups["losses"].add_argument(
         "--loss", action="append", metavar="NAME[=WEIGHT]", type=_loss, dest="losses",
         help=f"one of {', '.join(USUAL_WEIGHTS)}; give it several times for several (dice-ce is always there, unless "
         "its weight is 0)",
     )  # fmt: skip
     places = {name: groups[title] for title, names in GROUPS.items() for name in names}
-    _add_settings(step, DistilSettings, {"student": (tuple(STUDENTS), f"student design: {_sizes()}")}, places)
+    known = {"student": (tuple(STUDENTS), f"student design: {_sizes()}"), **dict.fromkeys(without)}
+    _add_settings(step, DistilSettings, known, places)
+    return groups
 
 
 def _add_segment(steps) -> None:
@@ -164,6 +173,20 @@ def _add_evaluate(steps) -> None:
     )  # fmt: skip
     _add_trust(step)
     _add_settings(step, EvaluateSettings)
+
+
+def _add_study(steps) -> None:
+    step = _step(steps, "study", "train many students that differ in some settings, and compare them on the same cases")
+    step.add_argument("run", metavar="RUN", type=Path, help="run directory of the study")
+    step.add_argument("--plan", metavar="PLAN", help=f"{', '.join(PLANS)}, or a JSON file (default: scales)")
+    step.add_argument("--teacher", metavar="PATH", type=Path, help="bundle that teaches, made by KnowledgeTransfer")
+    step.add_argument("--seeds", type=int, help="trainings of each cell (default: 3)")
+    _add_cohort(step)
+    step.add_argument(
+        "--test-cohort", metavar="PATH", type=Path, help="what students are measured on (default: --cohort)"
+    )
+    step.add_argument("--test-split", metavar="NAME", help="only the cases of this split")
+    _add_training(step, without=("seed", "live_teacher"))
 
 
 def _add_export(steps) -> None:
@@ -247,9 +270,10 @@ def _sizes() -> str:
 def _add_settings(step, settings_class, known: dict | None = None, places: dict | None = None) -> None:
     """An option for each setting, in its place (a group); what is left out is taken from settings.json or chosen."""
     for setting in fields(settings_class):
-        if setting.name in HIDDEN:
+        given = (known or {}).get(setting.name, (setting.metadata["choices"], setting.metadata["help"]))
+        if setting.name in HIDDEN or given is None:
             continue
-        choices, text = (known or {}).get(setting.name, (setting.metadata["choices"], setting.metadata["help"]))
+        choices, text = given
         text = text.removeprefix("augmentation: ")  # the title of its group
         default = setting.default if setting.default is not None else WITHOUT.get(setting.name, "chosen")
         (places or {}).get(setting.name, step).add_argument(

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..records import bundle
 from ..records.labels import Labels
+from ..records.losses import OF_TEACHER
 from ..records.run_directory import RunDirectory, read_json
 from ..records.settings import DistilSettings
 from ..records.structure_names import matches
@@ -46,12 +47,12 @@ class LiveTeacher:
 
 
 def live_teacher(settings: DistilSettings, labels: Labels, fabric: Fabric) -> LiveTeacher | None:
-    """The live teacher that settings name, frozen; None where they name none.
+    """The live teacher that settings name, frozen; None where they name none, or no loss would look at it.
 
     Raises:
         ValueError: it has been changed since the training began, or lacks a structure.
     """
-    if not settings.live_teacher:
+    if not settings.live_teacher or not set(losses_of(settings)) & set(OF_TEACHER):
         return None
     folder = Path(settings.live_teacher)
     if bundle.sha256(folder / bundle.WEIGHTS) != settings.live_sha256:

@@ -170,9 +170,9 @@ def box_plots(evaluation: dict) -> str:
         axes.set_ylim(_row(len(structures) - 1, len(methods) - 0.2, len(methods)), -0.8)
         axes.set_xlabel("Dice")
         axes.grid(axis="x", color="0.9")
-        _clean(axes)
+        clean(axes)
         figure.legend(handles=_swatches(axes, methods), loc="outside upper left", ncols=4, frameon=False)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _row(structure: int, method: float, methods: int) -> float:
@@ -223,17 +223,19 @@ def training_curves(history: list[dict]) -> str:
             axes.set_title(title, fontsize=9, loc="left")
             axes.set_xlabel("Epoch")
             axes.grid(color="0.9")
-            _clean(axes)
-        return _svg(figure)
+            clean(axes)
+        return svg(figure)
 
 
-def _clean(axes) -> None:
+def clean(axes) -> None:
+    """Axes without what says nothing."""
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(length=0)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """A figure as a data address."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a script that the font lacks is drawn as boxes

@@ -14,6 +14,7 @@ USUAL_WEIGHTS = {
     "deep-supervision": 0.5,
     "reconstruction": 0.2,
 }
+OF_TEACHER = tuple(name for name in USUAL_WEIGHTS if name not in ("dice-ce", "deep-supervision", "reconstruction"))
 TASKS = {"segmentation": "dice-ce", "reconstruction": "reconstruction"}  # what each adds
 
 

@@ -65,6 +65,12 @@ class RunDirectory:
         self.evaluation_table = self.path / "evaluation.csv"
         self.predictions = self.path / "predictions"
         self.report = self.path / "report.html"
+        self.study = self.path / "study.json"
+        self.study_report = self.path / "study.html"
+        self.study_table = self.path / "study.csv"
+        self.study_latex = self.path / "study.tex"
+        self.annotated = self.path / "annotated"  # the run of a study in which its teacher annotated the cohort
+        self.cells = self.path / "cells"
         self.events = self.path / "events.jsonl"
         self.served = self.path / "served.jsonl"  # of the folder that `serve` works in
         self.job = self.path / "job.json"

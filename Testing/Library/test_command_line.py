@@ -21,7 +21,19 @@ from KnowledgeTransferLib.records.students import STUDENTS
 from KnowledgeTransferLib.steps import annotate as annotate_step
 
 REPOSITORY = Path(__file__).parents[2]
-STEPS = ("annotate", "distil", "segment", "evaluate", "export", "describe", "compare", "phantom", "serve", "demo")
+STEPS = (
+    "annotate",
+    "distil",
+    "segment",
+    "evaluate",
+    "study",
+    "export",
+    "describe",
+    "compare",
+    "phantom",
+    "serve",
+    "demo",
+)
 HELP_OF_EACH_STEP = """
 import os, sys, time
 from KnowledgeTransferLib.__main__ import main
