@@ -52,7 +52,7 @@ def live_teacher(settings: DistilSettings, labels: Labels, fabric: Fabric) -> Li
     Raises:
         ValueError: it has been changed since the training began, or lacks a structure.
     """
-    if not settings.live_teacher or not set(losses_of(settings)) & set(OF_TEACHER):
+    if not runs_beside(settings):
         return None
     folder = Path(settings.live_teacher)
     if bundle.sha256(folder / bundle.WEIGHTS) != settings.live_sha256:
@@ -60,6 +60,11 @@ def live_teacher(settings: DistilSettings, labels: Labels, fabric: Fabric) -> Li
     student = load_student(folder)
     network = fabric.to_device(student.network.requires_grad_(False).eval())
     return LiveTeacher(network, _channels(student, labels), fabric)
+
+
+def runs_beside(settings: DistilSettings) -> bool:
+    """Whether a live teacher is named and a loss looks at it."""
+    return bool(settings.live_teacher and set(losses_of(settings)) & set(OF_TEACHER))
 
 
 def _channels(teacher: Student, labels: Labels) -> tuple[tuple[int, ...], ...]:

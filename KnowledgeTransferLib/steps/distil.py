@@ -13,7 +13,7 @@ from ..learning.ahead import ahead
 from ..learning.batches import PreparedCases
 from ..learning.configuration import Surroundings, configure, fingerprint, usual_precision
 from ..learning.losses import losses_of
-from ..learning.precursors import kept_preprocessing, labels_of_start, live_teacher, with_precursors
+from ..learning.precursors import kept_preprocessing, labels_of_start, live_teacher, runs_beside, with_precursors
 from ..learning.predictor import pick_device
 from ..learning.preprocessing import Preprocessing
 from ..learning.student import Student, load_student, new_network, save_student
@@ -246,7 +246,7 @@ def _taught_by(run: RunDirectory, cases: list[TrainingCase], settings: DistilSet
     if by_expert:
         parts.append(f"expert annotations of {by_expert} images")
     start = f"; it started from a bundle (sha256 {settings.start_sha256[:12]})" if settings.start_from else ""
-    live = f"; a live teacher (sha256 {settings.live_sha256[:12]}) ran beside it" if settings.live_teacher else ""
+    live = f"; a live teacher (sha256 {settings.live_sha256[:12]}) ran beside it" if runs_beside(settings) else ""
     return "It learnt from " + " and ".join(parts) + start + live + "."
 
 

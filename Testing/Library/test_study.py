@@ -106,6 +106,7 @@ def cases(a_foreign_cohort) -> tuple[Cases, Cases]:
     return Cases(a_foreign_cohort, "transferal"), Cases(a_foreign_cohort, "test")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_whole_study_from_the_shell(command, plan, a_foreign_cohort, a_teacher, tmp_path):
     run = RunDirectory(tmp_path / "study")
@@ -196,21 +197,23 @@ def test_a_failed_cell_is_told_and_the_others_go_on(monkeypatch, tmp_path, plan,
     assert not content["problems"] and len(content["cells"]) == 2, "it is tried again"
 
 
-def test_a_stopped_study_goes_on_where_it_was(tmp_path, plan, cases, a_teacher, started):
-    run = RunDirectory(tmp_path / "study")
+def test_a_stopped_study_goes_on_where_it_was(tmp_path, plan, cases, a_teacher, started, monkeypatch):
+    run, usual = RunDirectory(tmp_path / "study"), module._started
 
-    def stop(event: dict) -> None:
-        if event["event"] == "progress":
+    def stopping(arguments, device):
+        if len(started) == 4:
             run.cancel.touch()
+        return usual(arguments, device)
 
+    monkeypatch.setattr(module, "_started", stopping)
     asked = {"teacher": a_teacher, "annotations": "expert"}
     with pytest.raises(Cancelled):
-        study(run, cases, plan, seeds=4, listener=stop, **asked)
-    before = len(started)
-    assert 0 < before < 16
+        study(run, cases, plan, seeds=4, **asked)
+    assert [line[0] for line in started] == ["distil", "evaluate"] * (len(started) // 2)
+    assert 4 < len(started) < 16 and not run.study_report.exists()
+    monkeypatch.setattr(module, "_started", usual)
     content = study(run)
-    assert len(started) <= 16 + 2 and len(content["cells"][0]["seeds"]) == 4
-    assert [line[0] for line in started[:2]] == ["distil", "evaluate"]
+    assert len(started) == 16 and len(content["cells"][0]["seeds"]) == 4
     content = study(run, seeds=5)
     assert len(content["cells"][0]["seeds"]) == 5, "a study may grow"
 
