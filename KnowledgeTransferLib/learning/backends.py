@@ -90,8 +90,7 @@ class OpenVino:
     @staticmethod
     def model_of(student: Student, ranges: Ranges | None = None):
         """The student's network as an openvino.Model, with 8-bit integers where ranges are given."""
-        preprocessing = student.preprocessing
-        return openvino_model(plain(student.network), preprocessing.dimensions, preprocessing.channels, ranges)
+        return openvino_model(plain(student.network), probe(student), ranges)
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         image = np.ascontiguousarray(batch.numpy(), np.float32)

@@ -70,6 +70,9 @@ def _write_openvino_int8(student: Student, folder: Path, evidence: Evidence) -> 
 
 
 def _write_pt2(student: Student, folder: Path, _: Evidence) -> None:
+    if getattr(student.network, "no_export", "") == "pt2":
+        found = f"torch.export does not know {student.design.name} students of any size"
+        raise ValueError(f"{student.name}: {found}; export it to onnx, openvino or torchscript")
     stride, dimensions = student.network.total_stride, student.preprocessing.dimensions
     sizes = {2 + n: stride * torch.export.Dim("ijk"[n], min=2, max=1 << 12) for n in range(dimensions)}
     shapes = ({0: torch.export.Dim("batch", min=1, max=1 << 12), **sizes},)

@@ -1,6 +1,7 @@
-"""OpenVINO graph: a plain network layer by layer in OpenVINO's operations; needs neither ONNX nor a conversion tool.
+"""OpenVINO graph: a plain network in OpenVINO's operations; needs no ONNX.
 
-The layers are those of our student designs. OpenVINO's own converter would do as well, but takes a second to load.
+The layers of the usual student designs are built one by one; for other designs there is OpenVINO's own converter, which
+takes a second or two longer.
 Convolutions whose input ranges are given are computed with 8-bit integers: OpenVINO does so by itself where image and
 weights go through 256 levels (its "low precision transformations"); its tool NNCF would add a large dependency.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import operator
 import sys
+import warnings
 
 import numpy as np
 import torch
@@ -31,24 +33,49 @@ def import_openvino():
     return openvino
 
 
-def openvino_model(network: nn.Module, dimensions: int, in_channels: int, ranges: Ranges | None = None):
-    """An openvino.Model of any size, from images `(B, C, *size)` to logits.
+def openvino_model(network: nn.Module, example: torch.Tensor, ranges: Ranges | None = None):
+    """An openvino.Model of any size, from images `(B, C, *size)` such as the example to logits.
 
     Args:
         ranges: of the inputs of those convolutions, by name, that are computed with 8-bit integers; None: none is.
 
     Raises:
-        NotImplementedError: the network has a layer that is not among ours.
+        NotImplementedError: the network does what neither we nor OpenVINO's converter know.
+        ValueError: 8-bit integers for a network that we do not know layer by layer.
     """
+    try:
+        model = _built(network, example, ranges)
+    except NotImplementedError as error:
+        if ranges is not None:
+            found = f"8-bit integers are not known for this student's design ({error})"
+            raise ValueError(f"{found}; take openvino, which runs it in f32 and bf16") from error
+        model = _converted(network, example)
+    for port, name in ((model.inputs[0], "image"), (model.outputs[0], "logits")):
+        port.get_tensor().set_names({name})
+    return model
+
+
+def _built(network: nn.Module, example: torch.Tensor, ranges: Ranges | None):
     ov = import_openvino()
-    shape = ov.PartialShape([-1, in_channels, *[-1] * dimensions])
-    image = ov.opset13.parameter(shape, np.float32, name="image")
-    builder = _Builder(network, ov.opset13, ranges or {})
-    logits = builder.build(image)
-    result = ov.opset13.result(logits, name="logits")
-    logits.output(0).set_names({"logits"})
-    image.output(0).set_names({"image"})
+    image = ov.opset13.parameter(_any_size(example), np.float32, name="image")
+    result = ov.opset13.result(_Builder(network, ov.opset13, ranges or {}).build(image), name="logits")
     return ov.Model([result], [image], "student")
+
+
+def _converted(network: nn.Module, example: torch.Tensor):
+    ov = import_openvino()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is constant while tracing; the networks compute it from the shape
+            model = ov.convert_model(network, example_input=example)
+        model.reshape(_any_size(example))
+    except Exception as error:  # it complains in every way there is
+        raise NotImplementedError(f"OpenVINO cannot convert the network ({error})") from error
+    return model
+
+
+def _any_size(example: torch.Tensor):
+    return import_openvino().PartialShape([-1, example.shape[1], *[-1] * (example.dim() - 2)])
 
 
 class _Builder:
@@ -61,7 +88,7 @@ class _Builder:
 
     def build(self, image):
         found = {}
-        for node in fx.symbolic_trace(self.network).graph.nodes:
+        for node in self.nodes():
             if node.op == "placeholder":
                 found[node] = image
             elif node.op == "output":
@@ -71,6 +98,12 @@ class _Builder:
             else:
                 found[node] = self.function(node, found)
         raise NotImplementedError("the network has no output")
+
+    def nodes(self):
+        try:
+            return fx.symbolic_trace(self.network).graph.nodes
+        except Exception as error:  # torch.fx complains in every way there is
+            raise NotImplementedError(f"the network cannot be followed layer by layer ({error})") from error
 
     def layer(self, layer: nn.Module, x):
         for kinds, make in (
@@ -92,6 +125,8 @@ class _Builder:
         raise NotImplementedError(f"the operation {node.target} is not known")
 
     def convolution(self, layer, x):
+        if layer.groups > 1:
+            raise NotImplementedError("a convolution in groups is not known")
         padding = list(layer.padding)
         x, weight = self.operands(layer, x, 0)
         y = self.o.convolution(x, weight, list(layer.stride), padding, padding, list(layer.dilation))

@@ -2,7 +2,8 @@
 
 A network whose layers look at a neighbourhood alone (batch norms are folded) gives the same classes in a block as in
 the whole image, when the block's input reaches as far beyond it as the network looks. A norm over the image makes that
-impossible: such networks (`large`) go over large images in overlapping windows with Gaussian weights.
+impossible, and so does attention: such networks (`large`, `transunet`) go over large images in overlapping windows with
+Gaussian weights.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-WHOLE_ACTIVATIONS = 1 << 26  # largest tensor of a network's first level (256 MiB in 32 bits)
+WHOLE_VALUES = 1 << 28  # that a network holds at once (1 GiB in 32 bits)
 WINDOW_OVERLAP = 0.25
 Size = tuple[int, int, int]
 Block = tuple[Size, Size, torch.Tensor]
 
 
-def whole_image_limit(channels: int, stem: int, dimensions: int) -> int:
+def whole_image_limit(values_per_voxel: float) -> int:
     """Voxels of the largest image that goes through a network in one pass. Fixed, so that results repeat."""
-    return WHOLE_ACTIVATIONS * stem**dimensions // channels
+    return int(WHOLE_VALUES / values_per_voxel)
 
 
 def predict(network, image: torch.Tensor, dimensions: int, limit_voxels: int, mirror=()) -> torch.Tensor:

@@ -20,7 +20,7 @@ from .backends import Runner, open_backend
 from .components import largest_components
 from .memory import check_probabilities_fit, fitting_voxels
 from .model_card import model_card, monai_inference, monai_metadata
-from .networks import build_network, parameters_of
+from .networks import build_network, most_alive, parameters_of
 from .predictor import class_maps, predict, whole_image_limit
 from .preprocessing import Grid, Preprocessing, probabilities_in_volume, way_back
 from .volume import Volume
@@ -78,9 +78,12 @@ class Student:
     @property
     def limit_voxels(self) -> int:
         """Larger prepared images go through in windows where the network has a norm over the image."""
-        dimensions = self.preprocessing.dimensions
-        arguments = self.design.arguments[dimensions]
-        return whole_image_limit(arguments["channels"][0], arguments.get("stem", 1), dimensions)
+        return whole_image_limit(self.values_per_voxel)
+
+    @cached_property
+    def values_per_voxel(self) -> float:
+        """Values that the network holds at once for each voxel of an image."""
+        return most_alive(self.network, self.preprocessing.channels)
 
     @property
     def mirror_axes(self) -> tuple[int, ...]:

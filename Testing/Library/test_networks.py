@@ -1,6 +1,7 @@
 """Networks: every design in every dimension; counted parameters; folding and sub-pixel stem change nothing."""
 
 import copy
+import functools
 import itertools
 
 import numpy as np
@@ -12,6 +13,8 @@ from KnowledgeTransferLib.learning.features import Outputs, Target
 from KnowledgeTransferLib.learning.losses import WeightedLosses
 from KnowledgeTransferLib.learning.networks import build_named_network, build_network, for_inference, parameters_of
 from KnowledgeTransferLib.learning.networks.inference import folded
+from KnowledgeTransferLib.learning.networks.layers import DoubleLinearly
+from KnowledgeTransferLib.learning.networks.swin_unetr import WindowAttention
 from KnowledgeTransferLib.learning.networks.unet import UNet, depth_to_space, space_to_depth
 from KnowledgeTransferLib.learning.predictor import predict
 from KnowledgeTransferLib.records.students import STUDENTS, design_named
@@ -31,14 +34,15 @@ def a_network(name: str, dimensions: int, in_channels: int = 1, classes: int = 3
 def test_a_design_learns_what_it_is_shown(name, dimensions):
     network = a_network(name, dimensions)
     size = (2 * network.total_stride,) * dimensions
-    image = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(1))
+    image = torch.randn(1, 1, *(n // 8 for n in size), generator=torch.Generator().manual_seed(1))
+    image = torch.nn.functional.interpolate(image, size)  # blocks of 8 voxels, for networks of coarser output
     classes = torch.bucketize(image[:, 0], torch.tensor([-0.5, 0.5]))
     target = torch.stack([(classes == c).float() for c in range(3)], 1)
     loss, optimizer = WeightedLosses({"dice-ce": 1.0}), torch.optim.AdamW(network.parameters(), 3e-3)
     values = []
     for _ in range(3):
         logits = network(image)
-        assert logits.shape == (2, 3, *size)
+        assert logits.shape == (1, 3, *size)
         values.append(loss(Outputs(logits), None, Target(target, image)))
         optimizer.zero_grad()
         values[-1].backward()
@@ -61,22 +65,27 @@ def test_a_design_segments_odd_sizes(name, dimensions, shape):
 @EVERY_DESIGN
 @EVERY_DIMENSION
 def test_a_design_names_its_levels_for_hooks_from_fine_to_coarse_and_back(name, dimensions):
-    """In mixed precision and wrapped by Fabric, as in a training."""
+    """In mixed precision and wrapped by Fabric, as in a training; and nothing changes a feature after it was read."""
     network = a_network(name, dimensions)
-    grids = {}
+    features, copies = {}, {}
     for tap, module in network.taps.items():
-        network.get_submodule(module).register_forward_hook(
-            lambda *call, tap=tap: grids.update({tap: tuple(call[-1].shape)})
-        )
+        hook = functools.partial(_keep, features, copies, tap)
+        network.get_submodule(module).register_forward_hook(hook)
     size = (2 * network.total_stride,) * dimensions
     Fabric(accelerator="cpu", precision="bf16-mixed").setup(network)(torch.randn(2, 1, *size))
-    levels = len(grids) // 2
-    names = [f"encoder{n}" for n in range(1, levels + 1)] + ["bottleneck"]
-    assert list(grids) == names + [name.replace("en", "de", 1) for name in names[-2::-1]]
-    assert all(len(grid) == 2 + dimensions and grid[0] == 2 for grid in grids.values())
-    edges = [grid[2] for grid in grids.values()]
-    assert edges == sorted(edges[: levels + 1], reverse=True) + sorted(edges[levels + 1 :])
-    assert edges[levels] < edges[0] and edges[levels] < edges[-1]
+    names, place = list(features), list(features).index("bottleneck")
+    assert names[:place] == [f"encoder{n}" for n in range(1, place + 1)] and place > 1
+    assert (
+        names[place + 1 :] == [f"decoder{n}" for n in range(len(names) - place - 1, 0, -1)] and names[-1] == "decoder1"
+    )
+    assert all(feature.dim() == 2 + dimensions and len(feature) == 2 for feature in features.values())
+    assert all(torch.equal(features[tap], copies[tap]) for tap in names)
+    strides = [size[0] // feature.shape[2] for feature in features.values()]
+    assert strides == sorted({*strides[: place + 1]}) + sorted({*strides[place + 1 :]}, reverse=True)
+
+
+def _keep(features, copies, tap, module, inputs, output):
+    features[tap], copies[tap] = output, output.clone()
 
 
 @pytest.mark.parametrize(
@@ -94,6 +103,26 @@ def test_a_design_names_its_levels_for_hooks_from_fine_to_coarse_and_back(name, 
         ("large", 2, 1, 3, 3_000_000, 6_500_000),
         ("s1", 2, 3, 2, 56_500, 57_500),
         ("s2", 2, 3, 2, 226_500, 227_500),
+        ("unet", 2, 1, 2, 1_000_000, 1_500_000),
+        ("unet", 3, 1, 2, 1_000_000, 1_500_000),
+        ("attention-unet", 2, 1, 2, 1_000_000, 1_500_000),
+        ("attention-unet", 3, 1, 2, 1_000_000, 1_500_000),
+        ("sdu-net", 2, 1, 2, 500_000, 750_000),
+        ("sdu-net", 3, 1, 2, 500_000, 750_000),
+        ("deeplabv3plus", 2, 1, 2, 1_300_000, 1_950_000),
+        ("deeplabv3plus", 3, 1, 2, 1_300_000, 1_950_000),
+        ("panoptic-fpn", 2, 1, 2, 1_200_000, 2_050_000),
+        ("panoptic-fpn", 3, 1, 2, 1_200_000, 2_050_000),
+        ("dynunet", 2, 1, 2, 1_000_000, 1_500_000),
+        ("dynunet", 3, 1, 2, 1_000_000, 1_500_000),
+        ("segresnet", 2, 1, 2, 1_150_000, 1_650_000),
+        ("segresnet", 3, 1, 2, 1_150_000, 1_650_000),
+        ("mednext-s", 2, 1, 2, 5_400_000, 5_650_000),
+        ("mednext-s", 3, 1, 2, 5_400_000, 5_650_000),
+        ("swin-unetr", 2, 1, 2, 1_100_000, 1_800_000),
+        ("swin-unetr", 3, 1, 2, 1_100_000, 1_800_000),
+        ("transunet", 2, 1, 2, 1_700_000, 1_900_000),
+        ("transunet", 3, 1, 2, 1_700_000, 1_900_000),
     ],
 )
 def test_a_design_has_the_number_of_parameters_that_it_claims(name, dimensions, channels, classes, fewest, most):
@@ -143,7 +172,7 @@ def test_a_network_for_inference_says_the_same(name, dimensions, batch):
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4 * float(before.std()))
 
 
-@pytest.mark.parametrize("name", [name for name, design in STUDENTS.items() if design.network == "unet"])
+@pytest.mark.parametrize("name", [name for name, design in STUDENTS.items() if design.network in ("unet", "sdu-net")])
 @EVERY_DIMENSION
 def test_folding_leaves_no_batch_norm(name, dimensions):
     network = folded(a_network(name, dimensions))
@@ -183,6 +212,25 @@ def test_a_unet_of_batch_norm_is_local(dimensions):
         a, b = network(image), network(changed)
     torch.testing.assert_close(a[:, :, :12], b[:, :, :12], rtol=0, atol=1e-6)
     assert (a[:, :, 32:] - b[:, :, 32:]).abs().max() > 1e-3
+
+
+@EVERY_DIMENSION
+def test_doubling_is_linear_interpolation(dimensions):
+    x = torch.randn(2, 3, *(4, 1, 5)[:dimensions], generator=torch.Generator().manual_seed(0))
+    wanted = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear" if dimensions == 2 else "trilinear")
+    torch.testing.assert_close(DoubleLinearly()(x), wanted)
+
+
+@EVERY_DIMENSION
+def test_shifted_windows_see_nothing_of_the_padding_nor_of_the_other_end(dimensions):
+    torch.manual_seed(0)
+    attention = WindowAttention(dimensions, 12, window=4, shift=2)
+    x = torch.randn(1, *(6,) * dimensions, 12)
+    changed = x.clone()
+    changed[:, 0] += 1  # sees, and is seen by, what lies in its own shifted window: places 0 and 1
+    with torch.no_grad():
+        moved = (attention(x) - attention(changed)).abs().amax(dim=(0, *range(2, 2 + dimensions)))
+    assert (moved[:2] > 1e-6).all() and (moved[2:] < 1e-6).all()
 
 
 def test_the_same_seed_gives_the_same_weights():

@@ -5,14 +5,27 @@ from __future__ import annotations
 from torch import nn
 
 from ...records.students import Design, design_named
+from .attention_unet import AttentionUNet
+from .deeplab import DeepLabV3Plus
 from .dynunet import dynunet
+from .footprint import most_alive
 from .inference import for_inference
+from .mednext import mednext
+from .panoptic_fpn import PanopticFPN
 from .plain import plain
+from .sdu_net import SDUNet
+from .segresnet import segresnet
+from .swin_unetr import SwinUNETR
+from .transunet import TransUNet
 from .unet import UNet
 
-__all__ = ["NETWORKS", "build_named_network", "build_network", "for_inference", "parameters_of", "plain"]
+__all__ = ["NETWORKS", "build_named_network", "build_network", "for_inference", "most_alive", "parameters_of", "plain"]
 
-NETWORKS = {"unet": UNet, "dynunet": dynunet}
+NETWORKS = {
+    "unet": UNet, "attention-unet": AttentionUNet, "sdu-net": SDUNet, "deeplabv3plus": DeepLabV3Plus,
+    "panoptic-fpn": PanopticFPN, "dynunet": dynunet, "segresnet": segresnet, "mednext": mednext,
+    "swin-unetr": SwinUNETR, "transunet": TransUNet,
+}  # fmt: skip
 
 
 def build_network(design: Design, dimensions: int, in_channels: int, classes: int) -> nn.Module:

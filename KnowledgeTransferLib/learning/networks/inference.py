@@ -6,12 +6,14 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .layers import DoubleLinearly
+
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 
 
 def for_inference(network: nn.Module, device: str) -> nn.Module:
-    """Make a network ready for inference, in place: batch norms folded, and on a CPU the fast convolutions."""
-    network = folded(network)
+    """Make a network ready for inference, in place: batch norms folded, torch's interpolation, fast convolutions."""
+    network = with_interpolation(folded(network))
     if device == "cpu" and torch.backends.mkldnn.is_available():
         use_onednn(network)
     return network.to(device)
@@ -23,6 +25,15 @@ def folded(network: nn.Module) -> nn.Module:
     for module in list(network.modules()):
         if isinstance(module, nn.Sequential):
             _fold_sequence(module)
+    return network
+
+
+def with_interpolation(network: nn.Module) -> nn.Module:
+    """Let torch interpolate, in place: as exact as `DoubleLinearly` and faster, for who needs no gradients."""
+    for name, module in list(network.named_modules()):
+        if isinstance(module, DoubleLinearly):
+            mode = "bilinear" if network.dimensions == 2 else "trilinear"  # noqa: PLR2004
+            network.set_submodule(name, nn.Upsample(scale_factor=2, mode=mode))
     return network
 
 

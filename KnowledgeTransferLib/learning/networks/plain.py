@@ -12,13 +12,14 @@ import copy
 import torch
 from torch import nn
 
-from .inference import folded
-from .unet import LAYERS, RepeatVoxels, UNet
+from .inference import folded, with_interpolation
+from .layers import LAYERS, RepeatVoxels
+from .unet import UNet
 
 
 def plain(network: nn.Module) -> nn.Module:
     """A copy on the CPU that computes the same (to rounding) with convolutions, norms, activations and upsampling."""
-    network = folded(copy.deepcopy(network).cpu().float())
+    network = with_interpolation(folded(copy.deepcopy(network).cpu().float()))
     for name in [name for name, module in vars(network).items() if isinstance(module, nn.Module)]:
         network.add_module(name, vars(network).pop(name))  # what DynUNet's modules are walked by must be one of them
     if isinstance(network, UNet):

@@ -2,8 +2,7 @@
 
 With `stem` 2, blocks of 2 x 2 (x 2) voxels become channels without loss, the U-Net works on the coarser grid, and the
 head writes the classes of every voxel of a block (sub-pixel convolution, Shi et al. 2016, arXiv:1609.05158). The
-costly full-resolution levels are gone, the full-resolution detail is not. All layers have a deterministic backward
-pass on CUDA, and all but the norms over a whole image are local.
+costly full-resolution levels are gone, the full-resolution detail is not. All layers are local.
 """
 
 from __future__ import annotations
@@ -13,12 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from .field_of_view import margin_of
+from .layers import LAYERS, RepeatVoxels, conv_level
 from .taps import level_taps
-
-LAYERS = {
-    2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.MaxPool2d),
-    3: (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.MaxPool3d),
-}
 
 
 class UNet(nn.Module):
@@ -38,21 +34,21 @@ class UNet(nn.Module):
 
     def __init__(  # noqa: PLR0913 (a network in numbers)
         self, dimensions: int, in_channels: int, classes: int, channels: Sequence[int], *,
-        convolutions: int = 1, stem: int = 1, down: str = "stride", join: str = "concatenate", norm: str = "batch",
+        convolutions: int = 1, stem: int = 1, down: str = "stride", join: str = "concatenate",
     ):  # fmt: skip
         super().__init__()
         conv, transposed = LAYERS[dimensions][:2]
         self.stem = stem
         self.dimensions = dimensions
         self.total_stride = stem * 2 ** (len(channels) - 1)
-        self.margin = _margin(len(channels), convolutions, stem, down) if norm == "batch" else None
+        self.margin = _margin(len(channels), convolutions, stem, down)
         levels = range(len(channels) - 1)
         deepest = f"encoder.{len(levels)}"
         self.taps = level_taps([f"encoder.{n}" for n in levels], deepest, [f"decoder.{n}" for n in levels])
         block = stem**dimensions
         inputs = (in_channels * block, *channels[:-1])
         self.encoder = nn.ModuleList(
-            _level(dimensions, before, width, convolutions, down if depth else "", norm)
+            conv_level(dimensions, before, width, convolutions, down if depth else "")
             for depth, (before, width) in enumerate(zip(inputs, channels, strict=True))
         )
         steps = list(zip(channels[:-1], channels[1:], strict=True))[::-1]
@@ -62,9 +58,7 @@ class UNet(nn.Module):
             for fine, coarse in steps
         )
         width = 1 if self.add else 2
-        self.decoder = nn.ModuleList(
-            _level(dimensions, width * fine, fine, convolutions, "", norm) for fine, _ in steps
-        )
+        self.decoder = nn.ModuleList(conv_level(dimensions, width * fine, fine, convolutions) for fine, _ in steps)
         self.head = conv(channels[0], classes * block, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -78,17 +72,6 @@ class UNet(nn.Module):
             x = level(up(x) + skips.pop() if self.add else torch.cat([skips.pop(), up(x)], dim=1))
         x = self.head(x)
         return depth_to_space(x, self.stem) if self.stem > 1 else x
-
-
-class RepeatVoxels(nn.Module):
-    """Each voxel becomes a block of 2 per axis; by expansion, so that the backward pass is a plain sum."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, channels, *size = x.shape
-        x = x.reshape(batch, channels, *(part for length in size for part in (length, 1)))
-        x = x.expand(batch, channels, *(part for length in size for part in (length, 2)))
-        # Sizes are spelled out from the shape of x, so that exporters keep them dynamic.
-        return x.reshape(batch, channels, *(2 * length for length in size))
 
 
 def space_to_depth(x: torch.Tensor, factor: int) -> torch.Tensor:
@@ -110,29 +93,9 @@ def depth_to_space(x: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def _margin(levels: int, convolutions: int, stem: int, down: str) -> int:
-    """How far beyond a region, whose ends are multiples of the total stride, its classes depend on the image.
-
-    In voxels, a multiple of the total stride; counted for one voxel more than the region, which interpolation needs.
-    """
-    strides, reach = [stem * 2**level for level in range(levels)], 1
-    for stride in strides[:-1]:  # decoder, from fine to coarse
-        reach = _outward(reach, stride) + convolutions * stride
+    strides = [stem * 2**level for level in range(levels)]
+    path = [(stride, convolutions) for stride in strides[:-1]]  # decoder, from fine to coarse
     for level in range(levels - 1, -1, -1):  # encoder, from coarse to fine
         first = strides[level - 1] if level and down == "stride" else strides[level]  # it looks at the finer grid
-        reach = _outward(reach, strides[level]) + (convolutions - 1) * strides[level] + first
-    return _outward(reach, strides[-1])
-
-
-def _outward(length: int, step: int) -> int:
-    return -(-length // step) * step
-
-
-def _level(dimensions: int, before: int, width: int, convolutions: int, down: str, norm: str) -> nn.Sequential:
-    conv, _, batch_norm, instance_norm, pool = LAYERS[dimensions]
-    layers: list[nn.Module] = [pool(2)] if down == "max-pool" else []
-    for index in range(convolutions):
-        stride = 2 if down == "stride" and index == 0 else 1
-        layers.append(conv(before if index == 0 else width, width, 3, stride, 1, bias=norm != "batch"))
-        layers.append(batch_norm(width) if norm == "batch" else instance_norm(width, affine=True))
-        layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
+        path += [(strides[level], convolutions - 1), (first, 1)]
+    return margin_of(path, strides[-1])
