@@ -30,8 +30,8 @@ def precision_cost(student: Student, precision: str, evidence: Evidence) -> dict
     for case, volume in volumes_of(evidence.checking):
         (exact, exact_s), (other, other_s) = (_timed(one, volume) for one in both)
         expert = evidence.expert(case, volume, student.labels)
-        lost = [] if expert is None else np.subtract(_dice(exact, expert, values), _dice(other, expert, values))
-        rows.append((_dice(exact, other, values), lost, exact_s, other_s))
+        lost = [] if expert is None else np.subtract(dice_of(exact, expert, values), dice_of(other, expert, values))
+        rows.append((dice_of(exact, other, values), lost, exact_s, other_s))
     agreement, lost = (_mean([dice for row in rows for dice in row[n]]) for n in (0, 1))
     exact_s, other_s = (float(np.median([row[n] for row in rows])) for n in (2, 3))
     return {
@@ -60,7 +60,7 @@ def _timed(student: Student, volume: Volume) -> tuple[np.ndarray, float]:
     return student.segment(volume), time.perf_counter() - begin
 
 
-def _dice(a: np.ndarray, b: np.ndarray, values: tuple[int, ...]) -> list[float]:
+def dice_of(a: np.ndarray, b: np.ndarray, values: tuple[int, ...]) -> list[float]:
     """Of each structure; NaN where it is in neither."""
     masks = ((a == value, b == value) for value in values)
     counts = ((2 * np.count_nonzero(x & y), np.count_nonzero(x) + np.count_nonzero(y)) for x, y in masks)

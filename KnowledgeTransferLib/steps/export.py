@@ -18,7 +18,7 @@ OWN_COHORT, GIVEN = "the run's own cohort", "those of --check"  # no path: the m
 
 
 def export(
-    bundle: Path | str, to: list[str], *, check: Path | str | None = None, listener: Listener | None = None
+    bundle: Path | str, to: list[str], *, check: Cohort | Path | str | None = None, listener: Listener | None = None
 ) -> dict:
     """Add exports to a bundle, all of them or none.
 
@@ -57,7 +57,7 @@ def export(
         return found
 
 
-def _evidence(folder: Path, check: Path | str | None) -> Evidence:
+def _evidence(folder: Path, check: Cohort | Path | str | None) -> Evidence:
     """What the exports are checked on.
 
     Raises:
@@ -67,9 +67,10 @@ def _evidence(folder: Path, check: Path | str | None) -> Evidence:
         run = RunDirectory(folder.parent)
         is_its_student = run.student == folder and run.cohort.is_file()
         return evidence_of(Cohort.from_json(read_json(run.cohort)), OWN_COHORT) if is_its_student else Evidence()
-    evidence = evidence_of(read_cohort(check), GIVEN)
+    cohort = check if isinstance(check, Cohort) else read_cohort(check)
+    evidence = evidence_of(cohort, GIVEN)
     if not evidence.cases:
-        raise FileNotFoundError(f"{check}: none of its images is there")
+        raise FileNotFoundError(f"{cohort.source}: none of its images is there")
     return evidence
 
 

@@ -114,6 +114,20 @@ def _text(file: Path) -> str:
     return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
+@pytest.mark.slow
+def test_openvinos_converter_opens_no_connection():
+    """It takes the designs whose layers we do not know one by one."""
+    pytest.importorskip("openvino")
+    script = (
+        FORBIDDEN.split("import json", maxsplit=1)[0] + "sys.path.insert(0, 'Testing/Library')\n"
+        "from test_backends import a_student\n"
+        "from KnowledgeTransferLib.learning.backends import open_backend\n"
+        "assert open_backend(a_student('attention-unet', 2), 'openvino').about.startswith('OpenVINO')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "a socket was asked for" not in done.stderr, done.stderr[-2000:]
+
+
 def test_openvino_does_not_find_its_telemetry():
     pytest.importorskip("openvino")
     script = (

@@ -10,13 +10,14 @@ import torch
 from test_backends import a_student, an_image, expected
 
 from KnowledgeTransferLib.learning import exporters
-from KnowledgeTransferLib.learning.backends import OPENVINO_INT8, open_backend
+from KnowledgeTransferLib.learning.backends import BACKENDS, OPENVINO_INT8, PRECISIONS, open_backend
 from KnowledgeTransferLib.learning.evidence import Evidence, evidence_of, volumes_of
 from KnowledgeTransferLib.learning.networks import plain
 from KnowledgeTransferLib.learning.precision_cost import in_words, precision_cost
 from KnowledgeTransferLib.learning.quantisation import CONVOLUTIONS, in_levels, input_ranges, quantised
 from KnowledgeTransferLib.learning.student import load_student
 from KnowledgeTransferLib.learning.volume import read_annotation, read_image
+from KnowledgeTransferLib.options import parser
 from KnowledgeTransferLib.records import bundle
 from KnowledgeTransferLib.records.cohort import Case, Cohort, read_cohort
 from KnowledgeTransferLib.records.labels import Labels
@@ -209,3 +210,13 @@ def test_an_int8_export_of_a_student_that_finds_nothing_is_refused(an_int8_run, 
     evidence = evidence_of(Cohort.from_json(read_run_cohort(an_int8_run)), "here")
     with pytest.raises(ValueError, match="finds none of its structures on 2 image.s.; name others"):
         exporters._check_costs(student, "openvino-int8", {"int8": precision_cost(student, "int8", evidence)})
+
+
+def test_options_and_documentation_name_every_export_backend_and_precision():
+    steps = parser()._subparsers._group_actions[0].choices
+    choices = {(step, action.dest): action.choices for step in ("export", "segment") for action in steps[step]._actions}
+    assert set(choices["export", "to"]) == set(exporters.EXPORTERS)
+    assert choices["segment", "backend"] == ("auto", *BACKENDS) and choices["segment", "precision"] == PRECISIONS
+    text = (Path(__file__).parents[2] / "docs" / "segmenting.md").read_text(encoding="utf-8")
+    assert all(f"| `{kind}` |" in text for kind in exporters.EXPORTERS)
+    assert all(f"`{name}`" in text for name in (*BACKENDS, *PRECISIONS))
