@@ -83,7 +83,8 @@ class OpenVino:
             "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }  # fmt: skip
-        self.request = core.compile_model(model, "CPU", options).create_infer_request()
+        self.model = core.compile_model(model, "CPU", options)
+        self.request = self.model.create_infer_request()
         self.tensor, self.classes = ov.Tensor, student.labels.channels
         self.about = f"OpenVINO {ov.__version__.split('-')[0]} on cpu, {precision}"
 
@@ -98,6 +99,10 @@ class OpenVino:
         self.request.set_output_tensor(0, self.tensor(logits, shared_memory=True))  # else it would have to be copied
         self.request.infer({0: self.tensor(image, shared_memory=True)}, share_outputs=True)
         return torch.from_numpy(logits)
+
+    def release(self) -> None:
+        self.request = self.model.create_infer_request()  # the old one holds its last image and logits
+        self.model.release_memory()
 
 
 class OnnxRuntime:
@@ -172,6 +177,11 @@ class Runner:
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         return self.backend(batch)
+
+    def release(self) -> None:
+        """Give back the memory that a backend keeps for its next pass, where it can."""
+        if isinstance(self.backend, OpenVino):
+            self.backend.release()
 
 
 def open_backend(student: Student, asked: str = "auto", precision: str = "f32") -> Runner:

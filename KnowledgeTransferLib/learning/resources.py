@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import statistics
+import sys
 import threading
 
 import psutil
@@ -24,6 +27,13 @@ def free_bytes(most_bytes: int | None = None) -> int:
 def held_bytes() -> int:
     """The memory that this process holds."""
     return psutil.Process().memory_info().rss
+
+
+def give_back_freed_memory() -> None:
+    """Let the system have what was freed; on Linux, malloc keeps much of it (measured after a CT: 250 MiB)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 class PeakMemory:

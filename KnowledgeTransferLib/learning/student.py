@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,10 @@ from .model_card import model_card, monai_inference, monai_metadata
 from .networks import build_network, most_alive, parameters_of
 from .predictor import class_maps, predict, whole_image_limit
 from .preprocessing import Grid, Preprocessing, probabilities_in_volume, way_back
+from .resources import give_back_freed_memory
 from .volume import Volume
+
+LARGE_VOXELS = 1 << 24  # of a volume: from here on, memory is given back before the network runs
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,10 @@ class Student:
 
     def _call(self, prepared: Prepared) -> tuple:
         """The arguments of the predictor."""
+        if self.how.most_bytes:
+            self.runner.release()  # what it keeps of the last image would count as taken
+        if math.prod(prepared.grid.shape) >= LARGE_VOXELS or self.how.most_bytes:
+            give_back_freed_memory()
         limit = fitting_voxels(self, prepared)
         mirror = self.mirror_axes if self.how.mirror else ()
         return self.runner, prepared.image, self.preprocessing.dimensions, limit, mirror

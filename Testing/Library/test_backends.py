@@ -1,8 +1,10 @@
 """Every backend gives the classes of the plain network; one that is absent says what to install."""
 
 import importlib.util
+import sys
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from KnowledgeTransferLib.learning import backends
 from KnowledgeTransferLib.learning.backends import BACKENDS, onnx_bytes, open_backend
 from KnowledgeTransferLib.learning.networks import build_network, plain
 from KnowledgeTransferLib.learning.preprocessing import Normalisation, Preprocessing
+from KnowledgeTransferLib.learning.resources import give_back_freed_memory
 from KnowledgeTransferLib.learning.student import Student
 from KnowledgeTransferLib.records.labels import Labels
 from KnowledgeTransferLib.records.students import STUDENTS, design_named
@@ -227,3 +230,19 @@ def a_fake_session(seen: dict):
             return seen["providers"]
 
     return Session
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
+def test_what_openvino_keeps_for_its_next_pass_is_given_back():
+    pytest.importorskip("openvino")
+    runner, image = open_backend(a_student(), "openvino"), torch.zeros(1, 1, 128, 128, 128)
+
+    def held_mib() -> float:
+        give_back_freed_memory()
+        return psutil.Process().memory_info().rss / 2**20
+
+    before = runner(image)
+    kept = held_mib()
+    runner.release()
+    assert held_mib() < kept - 100
+    torch.testing.assert_close(runner(image), before)
