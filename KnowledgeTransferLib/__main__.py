@@ -105,7 +105,10 @@ def _segment(options: argparse.Namespace, listener, open_student=None) -> int:
 def _how(options: argparse.Namespace):
     from .learning.student import How
 
-    return How(options.backend, options.precision, options.mirror, options.largest_component, options.most_bytes)
+    return How(
+        options.backend, options.precision, options.mirror, options.largest_component, options.region_first,
+        options.most_bytes,
+    )  # fmt: skip
 
 
 def _evaluate(options: argparse.Namespace, listener) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .student import Prepared, Student
     from .volume import Volume
 
-WAY_BACK_BYTES = 24  # for each voxel of a block: winners, cells, rows of the class maps
+WAY_BACK_BYTES = 24  # for each voxel of a block: winners, cells, where its row of the class maps is
 OVERHEAD_BYTES = 100 << 20  # what is interpolated together, and the runtime's own
 PASS_BYTES = 360 << 20  # more at once takes memory and saves no time, for little of it stays in the processor's cache
 MOST_REPEATED = 1.5  # voxels that go through the network for each one of the image; what saves memory costs no more
@@ -28,7 +28,8 @@ def fitting_voxels(student: Student, prepared: Prepared) -> int:
         ValueError: not even the smallest piece fits; the message says what would.
     """
     network, size = student.network, prepared.image.shape[1:]
-    each = bytes_per_voxel(student) + WAY_BACK_BYTES
+    rows = 4 * student.labels.channels  # of the way back, where every voxel lies at a border
+    each = bytes_per_voxel(student) + WAY_BACK_BYTES + rows
     fixed = OVERHEAD_BYTES + math.prod(prepared.grid.shape) + 4 * prepared.image.numel()
     free = free_bytes(student.how.most_bytes)
     most = LARGEST_TENSOR // student.labels.channels

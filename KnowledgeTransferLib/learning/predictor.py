@@ -20,6 +20,7 @@ WHOLE_VALUES = 1 << 28  # that a network holds at once (1 GiB in 32 bits)
 WINDOW_OVERLAP = 0.25
 Size = tuple[int, int, int]
 Block = tuple[Size, Size, torch.Tensor]
+Box = tuple[tuple[int, int], ...]  # first and last (exclusive) voxel along each axis
 
 
 def whole_image_limit(values_per_voxel: float) -> int:
@@ -38,7 +39,9 @@ def predict(network, image: torch.Tensor, dimensions: int, limit_voxels: int, mi
     return whole
 
 
-def class_maps(network, image: torch.Tensor, dimensions: int, limit_voxels: int, mirror=()) -> Iterator[Block]:
+def class_maps(
+    network, image: torch.Tensor, dimensions: int, limit_voxels: int, mirror=(), box: Box | None = None
+) -> Iterator[Block]:
     """Logits of a prepared image, block by block.
 
     Args:
@@ -48,6 +51,7 @@ def class_maps(network, image: torch.Tensor, dimensions: int, limit_voxels: int,
         dimensions: 2 runs slice by slice over k.
         limit_voxels: of the largest image that goes through the network in one pass.
         mirror: axes along which the image is also mirrored; the logits of all combinations are averaged.
+        box: only the blocks that it needs, for networks with a margin; None: all.
 
     Yields:
         start, stop and maps `(classes, i, j, k)` float32 on the CPU of each block `start..stop`, with the next voxel
@@ -60,7 +64,7 @@ def class_maps(network, image: torch.Tensor, dimensions: int, limit_voxels: int,
     smallest = math.prod(image.shape[1 : 1 + dimensions])
     if margin is None and smallest > limit_voxels:
         run, limit_voxels = _in_windows(run, limit_voxels, stride), smallest
-    for start, full, region in blocks_of(network, dimensions, tuple(image.shape[1:]), limit_voxels):
+    for start, full, region in blocks_of(network, dimensions, tuple(image.shape[1:]), limit_voxels, box):
         stop = tuple(min(b, n) for b, n in zip(full, size, strict=True))
         if any(a >= b for a, b in zip(start, stop, strict=True)):
             continue  # padding alone
@@ -71,16 +75,16 @@ def class_maps(network, image: torch.Tensor, dimensions: int, limit_voxels: int,
         del maps  # the next pass needs its memory
 
 
-def blocks_of(network, dimensions: int, shape: Size, limit_voxels: int):
-    """The blocks in which an image of that shape goes through a network, as `blocks` yields them."""
+def blocks_of(network, dimensions: int, shape: Size, limit_voxels: int, box: Box | None = None):
+    """The blocks in which an image of that shape, or a box of it, goes through a network, as `blocks` yields them."""
     margin, stride = getattr(network, "margin", None), network.total_stride
     steps = [stride if margin is not None else n for n in shape[:dimensions]] + [1] * (3 - dimensions)
     margins = [margin or 0] * dimensions + [0] * (3 - dimensions)
-    return blocks(shape, steps, margins, limit_voxels)
+    return blocks(shape, steps, margins, limit_voxels, box)
 
 
-def blocks(shape, steps, margins, limit_voxels: int) -> Iterator[tuple[Size, Size, list[tuple[int, int]]]]:
-    """Divide an image into as few blocks as the limit allows.
+def blocks(shape, steps, margins, limit_voxels: int, box=None) -> Iterator[tuple[Size, Size, list[tuple[int, int]]]]:
+    """Divide an image, or a box of it, into as few blocks as the limit allows.
 
     Args:
         shape: of the image, multiples of the steps.
@@ -96,21 +100,20 @@ def blocks(shape, steps, margins, limit_voxels: int) -> Iterator[tuple[Size, Siz
         voxels, all_voxels, count = (math.prod(counted) for counted in zip(*(axis[1:] for axis in axes), strict=True))
         return voxels if voxels > limit_voxels else 0, all_voxels, count
 
-    if math.prod(shape) <= limit_voxels:
-        yield (0,) * len(shape), tuple(shape), [(0, length) for length in shape]
-        return
-    along = [
-        [_parts(length, edge, margin) for edge in _edges(length, step)]
-        for length, step, margin in zip(shape, steps, margins, strict=True)
-    ]
-    for block in product(*(axis[0] for axis in min(product(*along), key=cost))):
+    along = []
+    for length, step, margin, ends in zip(shape, steps, margins, box or [(0, n) for n in shape], strict=True):
+        first, last = ends[0] // step * step, -(-ends[1] // step) * step
+        along.append([_parts(range(first, last, edge), length, margin) for edge in _edges(last - first, step)])
+    whole = tuple(axis[0] for axis in along)
+    chosen = min(product(*along), key=cost) if cost(whole)[0] else whole
+    for block in product(*(axis[0] for axis in chosen)):
         start, stop, region = zip(*block, strict=True)
         yield start, stop, list(region)
 
 
-def _parts(length: int, edge: int, margin: int) -> tuple[list[tuple[int, int, tuple[int, int]]], int, int, int]:
+def _parts(starts: range, length: int, margin: int) -> tuple[list[tuple[int, int, tuple[int, int]]], int, int, int]:
     """Start and stop of each part of an axis, and of its input; length of the largest input, of all, their number."""
-    bounds = [(start, min(start + edge, length)) for start in range(0, length, edge)]
+    bounds = [(start, min(start + starts.step, starts.stop)) for start in starts]
     parts = [(a, b, (max(0, a - margin), min(length, b + margin))) for a, b in bounds]
     lengths = [b - a for *_, (a, b) in parts]
     return parts, max(lengths), sum(lengths), len(parts)

@@ -24,6 +24,7 @@ from .model_card import model_card, monai_inference, monai_metadata
 from .networks import build_network, most_alive, parameters_of
 from .predictor import class_maps, predict, whole_image_limit
 from .preprocessing import Grid, Preprocessing, probabilities_in_volume, way_back
+from .region import region_of_structures
 from .resources import give_back_freed_memory
 from .volume import Volume
 
@@ -38,6 +39,7 @@ class How:
     precision: f32; less exact and on many processors faster: bf16, or int8 from a file of `export`.
     mirror: average over mirror images too, along the axes along which the student was trained with mirrored images.
     largest_component: keep only the largest connected part of each structure.
+    region_first: find the structures at a coarse resolution, then work only around them.
     most_bytes: of memory for this process; None: what is free.
     """
 
@@ -45,6 +47,7 @@ class How:
     precision: str = "f32"
     mirror: bool = False
     largest_component: bool = False
+    region_first: bool = False
     most_bytes: int | None = None
 
 
@@ -103,8 +106,12 @@ class Student:
         """Change how it is run.
 
         Raises:
-            ValueError: mirror images are asked for, but it was trained without.
+            ValueError: mirror images are asked for, but it was trained without; or only a region, but its network
+                looks at the whole image.
         """
+        if how.region_first and self.network.margin is None:
+            design = f"its design {self.design.name} looks at the whole image"
+            raise ValueError(f"{self.name}: {design}, so that no region stands alone; leave out --region-first")
         if how.mirror and not self.mirror_axes:
             raise ValueError(
                 f"{self.name}: was trained without mirror images, and would not know them; leave out --mirror"
@@ -131,7 +138,9 @@ class Student:
     def decide(self, prepared: Prepared) -> np.ndarray:
         """Label map `(I, J, K)` uint8 of a prepared volume; no class maps of its size exist on the way."""
         back = way_back(prepared.grid, tuple(prepared.image.shape[1:]), self.labels.values)
-        for start, stop, maps in class_maps(*self._call(prepared)):
+        call = self._call(prepared)
+        box = region_of_structures(*call[:4]) if self.how.region_first else None
+        for start, stop, maps in class_maps(*call, box):
             back.put(maps, start, stop, logits=True)
             del maps  # the next pass needs its memory
         return largest_components(back.decision) if self.how.largest_component else back.decision

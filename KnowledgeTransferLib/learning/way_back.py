@@ -42,7 +42,7 @@ class WayBack:
         self.values, self.margin = np.asarray(values, np.uint8), margin
         self.type = np.uint8 if len(values) < 256 else np.uint16
         self.open = np.iinfo(self.type).max  # stands for "must be interpolated" among the classes
-        self.classes = np.empty(tuple(shape)[::-1], self.type)  # (K, J, I)
+        self.classes = np.zeros(tuple(shape)[::-1], self.type)  # (K, J, I), background where nothing is put
 
     @property
     def decision(self) -> np.ndarray:

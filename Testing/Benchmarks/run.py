@@ -28,6 +28,7 @@ PARTS = {  # part of the document -> what measures it and writes it as Markdown
     "training": tables.training,
     "networks": tables.networks,
     "ct": tables.whole_ct,
+    "region": tables.region_first,
     "growth": tables.growth,
     "folder": tables.folder,
     "student": tables.student_and_teacher,
