@@ -12,7 +12,7 @@ from side import ROOT, side
 
 FASTEST = "openvino f32"
 BACKENDS = ("openvino", "onnxruntime", "torch")
-LITTLE_GIB = 0.75
+LITTLE_GIB = 0.85
 MONAI_STEPS = "LoadImaged, Orientationd, Spacingd, {scaling}, sliding window, Invertd, AsDiscreted, SaveImaged"
 FIGURE = "benchmarks_growth.png"
 
