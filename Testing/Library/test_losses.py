@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from KnowledgeTransferLib.learning.features import Outputs, Shapes, Target, outputs_of, shapes_of
 from KnowledgeTransferLib.learning.losses import LOSSES, WeightedLosses, losses_of
 from KnowledgeTransferLib.learning.losses import voxel_contrastive as voxel_module
+from KnowledgeTransferLib.learning.losses.loss import Head
 from KnowledgeTransferLib.records.losses import USUAL_WEIGHTS, check_losses, weight_of
 from KnowledgeTransferLib.records.settings import DistilSettings
 
@@ -190,7 +191,7 @@ def standard(array: np.ndarray) -> np.ndarray:
 
 
 def projected(head: torch.nn.Module, features: torch.Tensor) -> np.ndarray:
-    weight = head.weight.detach().numpy()[:, :, 0, 0].astype(float)
+    weight = getattr(head, "project", head).weight.detach().numpy()[:, :, 0, 0].astype(float)
     return np.einsum("oc,bcij->boij", weight, features.numpy().astype(float))
 
 
@@ -234,7 +235,8 @@ def test_voxel_contrastive_equals_its_formula(name, hardest, monkeypatch):
     classes = pooled(target.probabilities).argmax(1)
     images, voxels, drawn = loss._draw(torch.from_numpy(classes).flatten(1), 0)
     own = projected(loss.heads[0], student.features["encoder1"]).reshape(3, 5, 16)[images, :, voxels]
-    other = pooled(teacher.features["encoder1"]).reshape(3, 5, 16)[images, :, voxels]
+    nearest = teacher.features["encoder1"][:, :, 1::2, 1::2].numpy().astype(float)
+    other = nearest.reshape(3, 5, 16)[images, :, voxels]
     assert (classes.reshape(3, 16)[images, voxels] == drawn.numpy()).all()
     own, other = ([unit(v) for v in standard(vectors)] for vectors in (own, other))
     remembered = [(c, v) for c in range(CLASSES) for v in loss.bank0[c].numpy().astype(float) if v.any()]
@@ -469,6 +471,28 @@ def test_background_that_may_be_an_unknown_structure_is_not_drawn():
     known = torch.tensor([[True, True, False], [True, True, True]])
     found = voxel_module._certain_classes(Target(quarters(8), torch.zeros(1), None, known), torch.Size((2, 2)))
     assert found.tolist() == [[[-1, 1], [2, -1]], [[1, 2], [0, 1]]]
+
+
+# Heads
+
+
+def test_a_wide_teacher_is_mixed_into_fewer_channels_which_keeps_angles():
+    torch.manual_seed(0)
+    head, features = Head((4, 8, 8), (300, 8, 8), 32), randoms(1, 2, 300, 8, 8)
+    assert head.project.out_channels == 32
+    torch.testing.assert_close(head.mixing @ head.mixing.T, torch.eye(32), atol=1e-5, rtol=0)
+    pair = [features, features + 0.7 * randoms(2, 2, 300, 8, 8)]
+    expected, found = (
+        F.cosine_similarity(*(part.flatten(1) for part in parts)) for parts in (pair, map(head.mixed, pair))
+    )
+    torch.testing.assert_close(found, expected, atol=0.03, rtol=0)
+    vectors = features[:, :, 3, 2]
+    torch.testing.assert_close(head.mixed(vectors), head.mixed(features)[:, :, 3, 2])
+
+
+def test_a_narrow_teacher_is_taken_as_it_is():
+    features = randoms(1, 2, 5, 4, 4)
+    assert torch.equal(Head((3, 4, 4), (5, 4, 4), 16).mixed(features), features)
 
 
 # The memory bank

@@ -5,23 +5,18 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ...records.settings import DistilSettings
-from ..features import Shapes, Target
-from .loss import PairedLoss, on_grid, projections, standardised
+from ..features import Target
+from .loss import PairedLoss, ProjectedLoss, on_grid, standardised
 
 LEAST_VOXELS = 1.0  # of a region whose mean features mean something
 
 
-class FeatureMse(PairedLoss):
+class FeatureMse(ProjectedLoss):
     """Mean squared difference of the features (FitNets, Romero et al. 2015, arXiv:1412.6550, equation 3)."""
 
-    def __init__(self, shapes: Shapes, settings: DistilSettings):
-        super().__init__(shapes, settings)
-        self.heads = projections(self.pairs, shapes)
-
     def compare(self, number: int, own: torch.Tensor, other: torch.Tensor, target: Target) -> torch.Tensor:
-        own = standardised(self.heads[number](own))
-        return F.mse_loss(own, standardised(on_grid(other, own.shape[2:])))
+        head = self.heads[number]
+        return F.mse_loss(standardised(head.project(own)), standardised(on_grid(head.mixed(other), own.shape[2:])))
 
 
 class AttentionTransfer(PairedLoss):

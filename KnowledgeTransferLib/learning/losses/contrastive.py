@@ -7,10 +7,10 @@ import torch.nn.functional as F
 
 from ...records.settings import DistilSettings
 from ..features import Shapes, Target
-from .loss import PairedLoss, on_grid, projections, standardised
+from .loss import ProjectedLoss, on_grid, standardised
 
 
-class Contrastive(PairedLoss):
+class Contrastive(ProjectedLoss):
     """InfoNCE between the whole maps of a batch, as arXiv:2406.03173 does it, with heads that are learnt.
 
     With `s_i` and `t_i` the maps of image i in student and teacher as vectors of length 1, and the temperature T:
@@ -22,11 +22,11 @@ class Contrastive(PairedLoss):
         if settings.batch_size == 1:
             raise ValueError("the loss contrastive compares the images of a batch; take a --batch-size of 2 or more")
         self.temperature = settings.contrastive_temperature
-        self.heads = projections(self.pairs, shapes)
 
     def compare(self, number: int, own: torch.Tensor, other: torch.Tensor, target: Target) -> torch.Tensor:
-        own = standardised(self.heads[number](own))
-        other = standardised(on_grid(other, own.shape[2:]))
-        own, other = (F.normalize(maps.flatten(1), dim=1) for maps in (own, other))
-        similarities = own @ other.T / self.temperature
+        head = self.heads[number]
+        on_both = (head.project(own), on_grid(head.mixed(other), own.shape[2:]))
+        own, other = (standardised(maps).flatten(1) for maps in on_both)
+        lengths = own.norm(dim=1)[:, None] * other.norm(dim=1)  # dividing the products saves two passes over all maps
+        similarities = own @ other.T / lengths.clamp_min(1e-6) / self.temperature
         return F.cross_entropy(similarities, torch.arange(len(own), device=own.device))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...records.settings import DistilSettings
-from ..features import Outputs, Shapes, Target, tap_pairs
+from ..features import Outputs, Shape, Shapes, Target, tap_pairs
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -53,16 +53,45 @@ class PairedLoss(DistillationLoss):
         raise NotImplementedError
 
 
-def projections(pairs: list[tuple[str, str]], shapes: Shapes) -> nn.ModuleList:
-    """For each pair a learnt 1x1 convolution from the student's channels to the teacher's.
+class ProjectedLoss(PairedLoss):
+    """A paired loss for which each pair has a head that brings the student's features to the teacher's channels."""
 
-    The heads are on the student's side: what it has to say is the teacher's and stands still, and no head can make
-    the task trivial by leaving out what the teacher knows (FitNets, arXiv:1412.6550).
+    most_channels = 16  # of whole maps, whose many voxels make up for few channels
+
+    def __init__(self, shapes: Shapes, settings: DistilSettings):
+        super().__init__(shapes, settings)
+        self.heads = nn.ModuleList(
+            Head(shapes.student[own], shapes.teacher[other], self.most_channels) for own, other in self.pairs
+        )
+
+
+class Head(nn.Module):
+    """Brings the features of a pair of taps to the same channels.
+
+    A learnt 1x1 convolution takes the student's channels to the teacher's. It is on the student's side: what the
+    teacher has to say stands still, and no head can make the task trivial by leaving it out (FitNets,
+    arXiv:1412.6550). Where the teacher has more than `most` channels, fixed random orthonormal weights mix them into so
+    many, which keeps angles and distances on the whole (Johnson & Lindenstrauss 1984) and makes a step cheap.
     """
-    convolution = CONVOLUTIONS[len(shapes.image) - 1]
-    return nn.ModuleList(
-        convolution(shapes.student[own][0], shapes.teacher[other][0], 1, bias=False) for own, other in pairs
-    )
+
+    def __init__(self, own: Shape, other: Shape, most: int):
+        super().__init__()
+        channels = min(other[0], most)
+        self.project = CONVOLUTIONS[len(own) - 1](own[0], channels, 1, bias=False)
+        mixing = torch.linalg.qr(torch.randn(other[0], channels)).Q.T if other[0] > channels else None
+        self.register_buffer("mixing", mixing)
+
+    @property
+    def channels(self) -> int:
+        return self.project.out_channels
+
+    def mixed(self, other: torch.Tensor) -> torch.Tensor:
+        """The teacher's features `(B, C, *grid)` or vectors `(n, C)` in the head's channels."""
+        if self.mixing is None:
+            return other
+        if other.ndim == 2:
+            return other @ self.mixing.T
+        return (self.mixing @ other.flatten(2)).reshape(len(other), self.channels, *other.shape[2:])
 
 
 def standardised(features: torch.Tensor) -> torch.Tensor:

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 
 from ...records.settings import DistilSettings
 from ..features import Outputs, Shapes, Target
-from .loss import PairedLoss, on_grid, projections, standardised
+from .loss import ProjectedLoss, on_grid, standardised
 
 DRAWN = 64  # voxels of each class in a step
 REMEMBERED = 256  # voxels of each class in the memory bank
 HARDEST = 128  # negatives that count: those nearest to the anchor
 
 
-class VoxelContrastive(PairedLoss):
+class VoxelContrastive(ProjectedLoss):
     """InfoNCE between voxels: `-log(exp(s p / T) / (exp(s p / T) + sum_n exp(s n / T)))`, the mean over anchors.
 
     The anchors s are voxels of the student, equally many of each class. The positive p is the teacher at the same
@@ -26,15 +26,15 @@ class VoxelContrastive(PairedLoss):
     of the checkpoint.
     """
 
+    most_channels = 64  # of single voxels
     same_structure = False
 
     def __init__(self, shapes: Shapes, settings: DistilSettings):
         super().__init__(shapes, settings)
         self.temperature, self.seed, self.classes = settings.contrastive_temperature, settings.seed, shapes.classes
-        self.heads = projections(self.pairs, shapes)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-        for number, (_, other) in enumerate(self.pairs):
-            self.register_buffer(f"bank{number}", torch.zeros(self.classes, REMEMBERED, shapes.teacher[other][0]))
+        for number, head in enumerate(self.heads):
+            self.register_buffer(f"bank{number}", torch.zeros(self.classes, REMEMBERED, head.channels))
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> torch.Tensor:
         value = super().forward(student, teacher, target)
@@ -44,9 +44,10 @@ class VoxelContrastive(PairedLoss):
     def compare(self, number: int, own: torch.Tensor, other: torch.Tensor, target: Target) -> torch.Tensor:
         classes = _certain_classes(target, own.shape[2:])
         images, voxels, drawn = self._draw(classes.flatten(1), number)
-        on_both = (own, on_grid(other, own.shape[2:]))
-        own, other = (maps.flatten(2)[images, :, voxels] for maps in on_both)  # (anchors, channels)
-        own = own @ self.heads[number].weight.flatten(1).T
+        head = self.heads[number]
+        there = _same_place(voxels, own.shape[2:], other.shape[2:])
+        own = own.flatten(2)[images, :, voxels] @ head.project.weight.flatten(1).T  # (anchors, channels)
+        other = head.mixed(other.flatten(2)[images, :, there])
         if len(drawn):  # else nothing in this batch has a weight
             own, other = (F.normalize(standardised(vectors), dim=1) for vectors in (own, other))
         value = self._info_nce(own, other, drawn, getattr(self, f"bank{number}"))
@@ -104,6 +105,14 @@ class StructureContrastive(VoxelContrastive):
     """
 
     same_structure = True
+
+
+def _same_place(voxels: torch.Tensor, grid: torch.Size, other: torch.Size) -> torch.Tensor:
+    """For the numbers of voxels of a grid, those of the voxels of another grid at the same places."""
+    there = torch.zeros_like(voxels)
+    for place, length, other_length in zip(torch.unravel_index(voxels, grid), grid, other, strict=True):
+        there = there * other_length + (2 * place + 1) * other_length // (2 * length)
+    return there
 
 
 def _certain_classes(target: Target, grid: torch.Size) -> torch.Tensor:
