@@ -144,6 +144,26 @@ STUDENTS = {
             sentence="TransUNet, a U-Net around a transformer (arXiv:2102.04306), with a small encoder instead of a "
             "ResNet-50: 1.7 to 1.9 million parameters.",
         ),
+        Design(
+            "t1", "unet",
+            {
+                2: {**PLAIN, "channels": (64, 128, 256, 512, 1024), "convolutions": 2},
+                3: {**PLAIN, "channels": (16, 32, 64, 128, 256), "convolutions": 2},
+            },
+            1e-3, 2000, **SLOW, tasks=("segmentation", "reconstruction"),
+            sentence="U-Net 64-128-256-512-1024 of arXiv:2406.03173, a teacher of two tasks: 31 million parameters in "
+            "2-D, 6 in 3-D.",
+        ),
+        Design(
+            "t2", "transunet",
+            {
+                2: {"channels": (64, 128, 256, 512, 512), "blocks": 4, "heads": 8},
+                3: {"channels": (16, 32, 64, 128, 256), "blocks": 4, "heads": 8},
+            },
+            5e-4, 2000, **SLOW, tasks=("segmentation", "reconstruction"),
+            sentence="TransUNet as a teacher of two tasks, smaller than in arXiv:2406.03173: 26 million parameters in "
+            "2-D, 6 in 3-D.",
+        ),
     )
 }  # fmt: skip
 

@@ -123,6 +123,10 @@ def _keep(features, copies, tap, module, inputs, output):
         ("swin-unetr", 3, 1, 2, 1_100_000, 1_800_000),
         ("transunet", 2, 1, 2, 1_700_000, 1_900_000),
         ("transunet", 3, 1, 2, 1_700_000, 1_900_000),
+        ("t1", 2, 1, 2, 30_900_000, 31_100_000),
+        ("t1", 3, 1, 2, 5_500_000, 6_500_000),
+        ("t2", 2, 1, 2, 25_500_000, 26_500_000),
+        ("t2", 3, 1, 2, 5_500_000, 6_900_000),
     ],
 )
 def test_a_design_has_the_number_of_parameters_that_it_claims(name, dimensions, channels, classes, fewest, most):

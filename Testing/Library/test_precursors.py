@@ -12,6 +12,7 @@ from KnowledgeTransferLib.records.cohort import Cohort, read_cohort
 from KnowledgeTransferLib.records.labels import Labels
 from KnowledgeTransferLib.records.losses import USUAL_WEIGHTS
 from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json, write_json
+from KnowledgeTransferLib.records.students import STUDENTS
 from KnowledgeTransferLib.steps.distil import distil
 
 FEATURES = {"contrastive": 0.2, "response": 0.2}
@@ -135,3 +136,13 @@ def test_a_further_task_costs_the_bundle_nothing(run, tmp_path):
     assert student.parameters == other.parameters
     assert student.card["settings"]["losses"] == {"dice-ce": 1.0, "reconstruction": 0.2}
     assert sha256(run.student / WEIGHTS) != sha256(plain.student / WEIGHTS), "the second task teaches the encoder"
+
+
+def test_a_teacher_of_two_tasks_has_both_losses_unless_one_is_asked_for(tmp_path, a_picture_cohort, monkeypatch):
+    two = STUDENTS["t1"].tasks
+    assert two == STUDENTS["t2"].tasks == ("segmentation", "reconstruction")
+    monkeypatch.setitem(STUDENTS, "s1", replace(STUDENTS["s1"], tasks=two))  # as t1, and quick
+    for tasks, losses in ((None, {"dice-ce": 1.0, "reconstruction": 0.2}), (("segmentation",), {"dice-ce": 1.0})):
+        run = RunDirectory(tmp_path / str(tasks))
+        distil(run, a_picture_cohort, annotations="expert", student="s1", epochs=1, batch_size=2, tasks=tasks)
+        assert read_json(run.student / METADATA)[OURS]["card"]["settings"]["losses"] == losses
