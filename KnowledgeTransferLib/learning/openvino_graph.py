@@ -1,7 +1,8 @@
 """OpenVINO graph: a plain network in OpenVINO's operations; needs no ONNX.
 
-The layers of the usual student designs are built one by one; for other designs there is OpenVINO's own converter, which
-takes a second or two longer.
+The layers of the usual student designs are built one by one; for the others there is OpenVINO's own converter, which
+takes some seconds.
+
 Convolutions whose input ranges are given are computed with 8-bit integers: OpenVINO does so by itself where image and
 weights go through 256 levels (its "low precision transformations"); its tool NNCF would add a large dependency.
 """
@@ -34,35 +35,26 @@ def import_openvino():
 
 
 def openvino_model(network: nn.Module, example: torch.Tensor, ranges: Ranges | None = None):
-    """An openvino.Model of any size, from images `(B, C, *size)` such as the example to logits.
+    """An openvino.Model of any size, from images `(B, C, *size)` such as the example to logits; in a tenth of a second.
 
     Args:
         ranges: of the inputs of those convolutions, by name, that are computed with 8-bit integers; None: none is.
 
     Raises:
-        NotImplementedError: the network does what neither we nor OpenVINO's converter know.
-        ValueError: 8-bit integers for a network that we do not know layer by layer.
+        NotImplementedError: the network has a layer that is not among ours.
     """
-    try:
-        model = _built(network, example, ranges)
-    except NotImplementedError as error:
-        if ranges is not None:
-            found = f"8-bit integers are not known for this student's design ({error})"
-            raise ValueError(f"{found}; take openvino, which runs it in f32 and bf16") from error
-        model = _converted(network, example)
-    for port, name in ((model.inputs[0], "image"), (model.outputs[0], "logits")):
-        port.get_tensor().set_names({name})
-    return model
-
-
-def _built(network: nn.Module, example: torch.Tensor, ranges: Ranges | None):
     ov = import_openvino()
     image = ov.opset13.parameter(_any_size(example), np.float32, name="image")
     result = ov.opset13.result(_Builder(network, ov.opset13, ranges or {}).build(image), name="logits")
-    return ov.Model([result], [image], "student")
+    return _named(ov.Model([result], [image], "student"))
 
 
-def _converted(network: nn.Module, example: torch.Tensor):
+def converted_model(network: nn.Module, example: torch.Tensor):
+    """The same by OpenVINO's converter, which knows more layers and takes seconds.
+
+    Raises:
+        NotImplementedError: it does not know the network either.
+    """
     ov = import_openvino()
     try:
         with warnings.catch_warnings():
@@ -71,6 +63,12 @@ def _converted(network: nn.Module, example: torch.Tensor):
         model.reshape(_any_size(example))
     except Exception as error:  # it complains in every way there is
         raise NotImplementedError(f"OpenVINO cannot convert the network ({error})") from error
+    return _named(model)
+
+
+def _named(model):
+    for port, name in ((model.inputs[0], "image"), (model.outputs[0], "logits")):
+        port.get_tensor().set_names({name})
     return model
 
 

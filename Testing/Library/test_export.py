@@ -91,7 +91,7 @@ def test_every_design_can_be_exported(kind, design, tmp_path):
     ("kind", "design", "message"),
     [
         ("pt2", "swin-unetr", "does not know swin-unetr students of any size; export it to onnx"),
-        ("openvino-int8", "attention-unet", "8-bit integers are not known for this student's design .*take openvino"),
+        ("openvino-int8", "attention-unet", "8-bit integers are not known for attention-unet students .*take openvino"),
     ],
 )
 def test_an_export_that_a_design_does_not_have_is_refused(kind, design, message, tmp_path):
