@@ -125,9 +125,9 @@ class Student:
         """Bring a volume to the student's grid; errors as `Preprocessing.prepare`."""
         return Prepared(*self.preprocessing.prepare(volume), volume.affine, volume.name)
 
-    def predict(self, volume: Volume) -> np.ndarray:
+    def predict(self, volume: Volume, prepared: Prepared | None = None) -> np.ndarray:
         """Class probabilities `(C, I, J, K)` float32 in the geometry of the volume, background first."""
-        prepared = self.prepare(volume)
+        prepared = prepared or self.prepare(volume)
         check_probabilities_fit(volume, self.labels.channels, self.how.most_bytes)
         return probabilities_in_volume(predict(*self._call(prepared)), prepared.grid)
 

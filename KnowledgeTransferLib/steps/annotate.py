@@ -6,6 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..learning.ahead import ahead
 from ..learning.memory import check_probabilities_fit
 from ..learning.predictor import pick_device
@@ -144,69 +146,75 @@ def _record(run: RunDirectory, settings: AnnotateSettings, labels: Labels) -> di
 
 
 def _annotate_cases(job: _Job, cohort: Cohort, ensemble: Ensemble) -> None:
-    """Read the next case, and write the one before, while the teachers look at one."""
+    """Read and prepare the next case, and write the one before, while the teachers look at one."""
     todo = [case for case in cohort.cases if not _is_done(job, case)]
     stage = job.progress.stage("annotate", len(cohort.cases), len(cohort.cases) - len(todo))
     writing: list[tuple[Case, Future]] = []
     with ThreadPoolExecutor(1, "write") as thread:
         try:
-            for case, reading in ahead(lambda case: read_image(case.images, case.id), todo):
+            for case, reading in ahead(lambda case: _read(case, ensemble), todo):
                 found = _judged(job, ensemble, case, reading)
-                _finish(job, writing)
-                writing += [(case, thread.submit(_write, job, case, *part)) for part in found]
+                _tell(job, writing)
+                writing.append((case, thread.submit(_keep, job, case, found)))
                 stage.advance(text=case.id)
         finally:
-            _finish(job, writing)
+            _tell(job, writing)
 
 
-def _judged(job: _Job, ensemble: Ensemble, case: Case, reading: Future) -> list[tuple[Volume, PseudoAnnotation]]:
-    """What the teachers say of a case; nothing, and a problem, when none can."""
-    measure = job.settings.uncertainty and job.settings.uncertainty_measure
+def _read(case: Case, ensemble: Ensemble) -> tuple[Volume, list]:
+    volume = read_image(case.images, case.id)
+    return volume, ensemble.prepare(volume)
+
+
+def _judged(job: _Job, ensemble: Ensemble, case: Case, reading: Future) -> tuple[np.ndarray, PseudoAnnotation] | None:
+    """Where a case lies and what the teachers say of it; None, and a problem, when none of them can."""
+    disagreement = job.settings.uncertainty and job.settings.uncertainty_measure == "disagreement"
     try:
-        volume = reading.result()
+        volume, prepared = reading.result()
         check_probabilities_fit(volume, ensemble.labels.channels, job.settings.most_bytes)
-        opinion = ensemble.judge(volume, disagreement=measure == "disagreement")
+        opinion = ensemble.judge(volume, prepared, disagreement)
         found = pseudo_annotation(opinion, volume, ensemble.labels, job.settings)
     except FAILURES as error:
         job.progress.problem(case.id, error)
-        _remember(job)
-        return []
+        return None
     for name, reason in opinion.failed.items():
         unknown = f"; nobody judged {', '.join(opinion.unknown)}" if opinion.unknown else ""
         job.progress.warning(f"{case.id}: is annotated without {name} ({reason}){unknown}")
-    return [(volume, found)]
+    return volume.affine, found
 
 
-def _write(job: _Job, case: Case, volume: Volume, found: PseudoAnnotation) -> dict:
-    """Write what is kept of a case; returns what annotations.json holds of it."""
-    run, known = job.run, job.record["cases"].get(case.id, {})
+def _keep(job: _Job, case: Case, found: tuple[np.ndarray, PseudoAnnotation] | None) -> dict:
+    """Write what is kept of a case and remember it; returns what annotations.json holds of it, {} after a problem."""
+    entry = _write(job, case, *found) if found else {}
+    if entry:
+        job.record["cases"].pop(case.id, None)
+        job.record["cases"][case.id] = entry
+    job.record["problems"] = list(job.progress.problems)
+    write_json(job.run.annotations, job.record)
+    return entry
+
+
+def _write(job: _Job, case: Case, affine: np.ndarray, found: PseudoAnnotation) -> dict:
+    run = job.run
     measure = {"uncertainty": job.settings.uncertainty_measure} if found.uncertainty is not None else {}
     if found.steps is not None:
-        write_probabilities(run.probability_maps(case.id), found.steps, volume.affine)
+        write_probabilities(run.probability_maps(case.id), found.steps, affine)
     if found.uncertainty is not None:
-        write_image(run.uncertainty_map(case.id), found.uncertainty, volume.affine)
+        write_image(run.uncertainty_map(case.id), found.uncertainty, affine)
     else:
         run.uncertainty_map(case.id).unlink(missing_ok=True)  # of an earlier image
-    checksum = _keep_decision(job, case, Volume(found.decision[None], volume.affine), known)
+    checksum = _keep_decision(job, case, found.decision, affine)
     return {"images": case.paths, "sha256": checksum, **measure, **found.figures}
 
 
-def _finish(job: _Job, writing: list[tuple[Case, Future]]) -> None:
-    """Wait for what is being written, remember it and tell it."""
+def _tell(job: _Job, writing: list[tuple[Case, Future]]) -> None:
+    """Wait for what is being written, and tell it."""
     while writing:
         case, future = writing.pop()
-        entry, file = future.result(), job.run.pseudo_annotation(case.id)
-        job.record["cases"].pop(case.id, None)
-        job.record["cases"][case.id] = entry
-        _remember(job)
-        files = {"uncertainty": str(job.run.uncertainty_map(case.id))} if job.settings.uncertainty else {}
-        figures = {name: entry[name] for name in ("confidence", "volumes_ml")}
-        job.progress.event("case", case=case.id, file=str(file), **files, **figures)
-
-
-def _remember(job: _Job) -> None:
-    job.record["problems"] = job.progress.problems
-    write_json(job.run.annotations, job.record)
+        if entry := future.result():
+            files = {"uncertainty": str(job.run.uncertainty_map(case.id))} if job.settings.uncertainty else {}
+            figures = {name: entry[name] for name in ("confidence", "volumes_ml")}
+            job.progress.event("case", case=case.id, file=str(job.run.pseudo_annotation(case.id)), **files, **figures)
 
 
 def _is_done(job: _Job, case: Case) -> bool:
@@ -220,15 +228,15 @@ def _is_done(job: _Job, case: Case) -> bool:
     return good and same_measure and all(file.is_file() for file in files)
 
 
-def _keep_decision(job: _Job, case: Case, decision: Volume, known: dict) -> str:
+def _keep_decision(job: _Job, case: Case, decision: np.ndarray, affine: np.ndarray) -> str:
     """Write the pseudo-annotation; returns the checksum by which a correction by hand is noticed later.
 
     One of this image that is there stays, for example when only its uncertainty was missing: a person may have
-    corrected it. `known` is what is recorded of it. Only what some of the teachers said is replaced, uncorrected.
+    corrected it. Only what some of the teachers said is replaced, uncorrected.
     """
-    file = job.run.pseudo_annotation(case.id)
+    file, known = job.run.pseudo_annotation(case.id), job.record["cases"].get(case.id, {})
     there = known.get("images") == case.paths and file.is_file()
     if there and not (known.get("failed") and sha256(file) == known["sha256"]):
         return known["sha256"]
-    write_annotation(file, decision.array[0], decision.affine, job.labels)
+    write_annotation(file, decision, affine, job.labels)
     return sha256(file)

@@ -217,9 +217,9 @@ def test_disagreement_is_the_entropy_of_the_mean_less_the_mean_of_entropies():
 
 def test_teachers_who_are_sure_of_opposites_disagree_fully_and_unsure_ones_that_agree_not_at_all():
     opposite = [Fixed(LIVER, at_one_voxel(0, 1)), Fixed(LIVER, at_one_voxel(1, 0))]
-    assert Ensemble(opposite, [1, 1]).judge(VOXEL, True).disagreement.item() == pytest.approx(1)
+    assert Ensemble(opposite, [1, 1]).judge(VOXEL, disagreement=True).disagreement.item() == pytest.approx(1)
     unsure = [Fixed(LIVER, at_one_voxel(0.5, 0.5))] * 2
-    assert Ensemble(unsure, [1, 1]).judge(VOXEL, True).disagreement.item() == pytest.approx(0, abs=1e-6)
+    assert Ensemble(unsure, [1, 1]).judge(VOXEL, disagreement=True).disagreement.item() == pytest.approx(0, abs=1e-6)
 
 
 def test_teachers_disagree_only_where_two_know_the_same_structure():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from ...records.labels import Labels
 from ...records.structure_names import matches, merged
+from ..student import Prepared, Student
 from ..volume import Volume
 from .combining import Tally, combined
 from .teacher import Teacher
@@ -60,18 +62,28 @@ class Ensemble:
         """Class probabilities `(C, I, J, K)` float32 in the geometry of the volume, background first."""
         return self.judge(volume).probabilities
 
-    def judge(self, volume: Volume, disagreement: bool = False) -> Opinion:
-        """What those teachers say that can judge the volume.
+    def prepare(self, volume: Volume) -> list[Prepared | None]:
+        """What students among the teachers see of a volume, which can be prepared before their turn comes."""
+        prepared: list[Prepared | None] = [None] * len(self.teachers)
+        for number, teacher in enumerate(self.teachers):
+            with contextlib.suppress(*FAILURES):  # told when it is the teacher's turn
+                prepared[number] = teacher.prepare(volume) if isinstance(teacher, Student) else None
+        return prepared
+
+    def judge(
+        self, volume: Volume, prepared: list[Prepared | None] | None = None, disagreement: bool = False
+    ) -> Opinion:
+        """What those teachers say that can judge the volume; `prepared` is what `prepare` gave.
 
         Raises:
             ValueError, OSError, RuntimeError, MemoryError: the last teacher's reason, where none can.
         """
         if len(self.teachers) == 1 and self.labels == self.teachers[0].labels:  # the usual case needs no second array
-            return Opinion(self.teachers[0].predict(volume))
+            return Opinion(self._predict(0, volume, prepared))
         tally, failed = None, {}
-        for number, teacher in enumerate(self.teachers):
+        for number in range(len(self.teachers)):
             try:
-                probabilities = teacher.predict(volume)
+                probabilities = self._predict(number, volume, prepared)
             except FAILURES as error:
                 failed[self._told(number)] = str(error)
                 if len(failed) == len(self.teachers):
@@ -82,6 +94,11 @@ class Ensemble:
         unknown = tuple(n for n, w in zip(self.labels.names, tally.weights[1:], strict=True) if not w)
         contradiction = tally.disagreement() if disagreement else None
         return Opinion(combined(tally, self.combine), unknown, failed, contradiction)
+
+    def _predict(self, number: int, volume: Volume, prepared: list | None) -> np.ndarray:
+        seen = prepared[number] if prepared else None
+        teacher = self.teachers[number]
+        return teacher.predict(volume) if seen is None else teacher.predict(volume, seen)
 
     def may_disagree(self) -> bool:
         """Whether any structure is judged by two teachers."""
