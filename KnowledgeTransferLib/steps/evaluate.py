@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import __version__
 from ..learning import metrics
+from ..learning.confidence import foretold
 from ..learning.predictor import pick_device
 from ..learning.report import best_median_worst, earlier_problems, overlay, training_of, write_report, write_table
 from ..learning.resources import PeakMemory, typical
@@ -296,7 +297,7 @@ def _result(job: _Job, methods: list[_Method], rows: list[dict], seen: list[str]
         "device": job.device, "seed": job.settings.seed,
         "cases_with_expert": len(job.cohort.cases),
         "groups": len({case.group for case in job.cohort.cases}),
-        "methods": {method.name: method.facts for method in methods},
+        "methods": {method.name: method.facts | foretold(method.folder, by_method[method.name]) for method in methods},
         "summary": {name: metrics.summarise(part, job.settings.seed) for name, part in by_method.items()},
         "tests": metrics.compare(by_method),
         "warnings": warnings,

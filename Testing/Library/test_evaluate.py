@@ -542,3 +542,24 @@ def test_the_record_of_the_predictions_says_which_student_made_them(run, cohort,
     assert record["made_by"]["sha256"][WEIGHTS] == read_json(bundle / "configs/sha256.json")[WEIGHTS]
     assert set(record["cases"]) == set(CASES)
     assert {"images", "seconds", "sha256", "peak_memory_mib"} == set(record["cases"]["first"])
+
+
+def test_pseudo_annotations_are_told_how_well_their_confidence_foretells_their_dice(run, cohort):
+    for number, case in enumerate(CASES):
+        moved = np.roll(an_annotation(number), number, axis=0)
+        write_annotation(run.pseudo_annotation(case), moved, AFFINE, LABELS)
+    confidence = dict(zip(CASES, (0.9, 0.8, 0.3, 0.5), strict=True))
+    write_json(run.annotations, {"cases": {case: {"confidence": value} for case, value in confidence.items()}})
+    result = evaluate(run, cohort, {"pseudo": run.pseudo_annotations, "same": segmentations(run.path / "same")})
+    found = result["methods"]["pseudo"]["confidence"]
+    assert found["cases"] == 4 and found["spearman"] == pytest.approx(0.8)  # one pair is swapped: 1 - 6 * 2 / 60
+    assert "confidence" not in result["methods"]["same"]
+    assert "0.80 (4 cases)" in run.report.read_text(encoding="utf-8")
+
+
+def test_a_confidence_that_never_differs_foretells_nothing(run, cohort):
+    for number, case in enumerate(CASES):
+        write_annotation(run.pseudo_annotation(case), np.roll(an_annotation(number), number, axis=0), AFFINE, LABELS)
+    write_json(run.annotations, {"cases": {case: {"confidence": 1.0} for case in CASES}})
+    result = evaluate(run, cohort, {"pseudo": run.pseudo_annotations})
+    assert "confidence" not in result["methods"]["pseudo"]
