@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import partial_teachers
 import torch
 from document import Document
 from runs import DATA, ROOT, RUNS, Run, carry_out
@@ -96,9 +97,14 @@ def transfer(name: str) -> str:
     return f"## {title}\n\n{table(failed)}\n\nEvery cell is an ordinary run, such as\n\n```bash\n{example}\n```"
 
 
+def partial_knowledge() -> str:
+    return section(partial_teachers.TITLE, partial_teachers.partial_teachers()) + partial_teachers.NOTE
+
+
 PARTS = {
     "hippocampus": hippocampus,
     "ultrasound": ultrasound,
+    "partial": partial_knowledge,
     **{name: partial(transfer, name) for name in EXPERIMENTS},
 }
 

@@ -32,6 +32,7 @@ PARTS = {  # part of the document -> what measures it and writes it as Markdown
     "growth": tables.growth,
     "folder": tables.folder,
     "student": tables.student_and_teacher,
+    "annotation": tables.annotation,
     "cases": tables.cases,
     "gpu": tables.gpu,
 }

@@ -154,6 +154,22 @@ def folder(work: Path) -> str:
     )
 
 
+def annotation(work: Path) -> str:
+    """With the teacher that `make real` left, or one that is trained for a few minutes."""
+    teacher = pair.bundles(work)["large"]
+    if not teacher.is_dir():
+        side("pair.train", work)
+    t = side("annotate_cost.measure", work, pair.bundles(work)["large"])
+    each = {name: t[f"{name}_s"] / t["scans"] * 1000 for name in ("bare", "annotate")}
+    return (
+        f"## Cost of annotation (teacher `{t['design']}`, {t['scans']} scans of split `transferal`)\n\n"
+        "| | s | ms per scan |\n|---|---|---|\n"
+        f"| bare forward passes of the teacher, scans prepared in memory | {t['bare_s']:.2f} | {each['bare']:.0f} |\n"
+        f"| `annotate`, file to file: reading, preparing, forward passes, probabilities and pseudo-annotations written | {t['annotate_s']:.2f} | {each['annotate']:.0f} |\n\n"
+        f"**{t['ratio']:.2f} times** the bare forward passes (aim: at most 1.15). Median of the rounds, both in turn; opening the teacher is counted, imports are not."
+    )
+
+
 def student_and_teacher(work: Path) -> str:
     """The pair that `make real` left, or one that is trained for a few minutes."""
     brief = not any(bundle.is_dir() for bundle in pair.bundles(work).values())
