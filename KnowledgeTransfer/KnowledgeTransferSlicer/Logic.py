@@ -45,7 +45,8 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         """Let teachers annotate loaded volumes; each result becomes a node "<volume> pseudo-annotation".
 
         Args:
-            teachers: path -> weight, or a list of paths; "scene:" stands for the segmentations in the scene.
+            teachers: path -> weight, or weight of each structure; or a list of paths. "scene:" stands for the
+                segmentations in the scene.
             runDirectory: folder that keeps scans and pseudo-annotations, to distil from; further volumes add to it.
                 None: a temporary one.
             settings: those of `knowledge-transfer annotate --help`: uncertainty=True loads an uncertainty map too,
@@ -238,20 +239,29 @@ def _teacher(path):
 
 
 def _teacherArguments(weights):
-    return [part for path, weight in weights.items() for part in ("--teacher", f"{path}={weight:g}")]
+    return [part for path, weight in weights.items() for part in ("--teacher", f"{path}={_weight(weight)}")]
+
+
+def _weight(weight):
+    """2 or, by structure, spleen:2,liver:0."""
+    if isinstance(weight, dict):
+        return ",".join(f"{structure}:{number:g}" for structure, number in weight.items())
+    return f"{weight:g}"
 
 
 def _options(settings):
     """Settings as the command line takes them: minutes=5 is --minutes 5, soft=False is --no-soft.
 
-    losses={"contrastive": 0.2} is --loss contrastive=0.2, scales=("encoder", "bottleneck")
-    is --scales encoder,bottleneck.
+    losses={"contrastive": 0.2} is --loss contrastive=0.2, scales=("encoder", "bottleneck") is --scales
+    encoder,bottleneck, and synonyms={"kidney_left": "left kidney"} is --synonym "left kidney=kidney_left".
     """
     options = []
     for name, value in settings.items():
         option = "from" if name == "start_from" else name.replace("_", "-")
         if isinstance(value, bool):
             options.append(f"--{option}" if value else f"--no-{option}")
+        elif name == "synonyms":
+            options += [part for other, meant in value.items() for part in ("--synonym", f"{meant}={other}")]
         elif isinstance(value, dict):
             options += [part for key, weight in value.items() for part in ("--loss", f"{key}={weight:g}")]
         elif isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):

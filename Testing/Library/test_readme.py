@@ -32,7 +32,7 @@ def a_clinic(tmp_path, monkeypatch):
     teacher = tmp_path / "first_teacher"
     distil(teacher, tmp_path / "annotated_scans", annotations="expert", **SHORT | {"spacing_mm": (10.0, 10.0, 10.0)})
     shutil.copytree(teacher / "student", tmp_path / "their_model")
-    for run in ("my_run", "my_teacher"):
+    for run in ("my_run", "my_teacher", "joint_run"):
         write_json(tmp_path / run / "settings.json", {"distil": SHORT})
     monkeypatch.chdir(tmp_path)
     return tmp_path

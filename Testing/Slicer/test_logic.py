@@ -427,3 +427,14 @@ def test_the_scripts_of_the_documentation_run(
         wait_until(lambda: not any(job.running for job in jobs), 120)
     assert jobs and all(job.status == 0 for job in jobs), [job.error for job in jobs]
     names["logic"].close()
+
+
+def test_weights_by_structure_and_synonyms_become_the_options_of_the_command_line():
+    from KnowledgeTransferSlicer.Logic import _options, _teacherArguments
+
+    assert _teacherArguments({"a": 2.0, "b": {"spleen": 3.0, "liver": 0.0}}) == [
+        "--teacher", "a=2", "--teacher", "b=spleen:3,liver:0",
+    ]  # fmt: skip
+    assert _options({"synonyms": {"kidney_left": "left kidney"}, "fill_holes": True}) == [
+        "--synonym", "left kidney=kidney_left", "--fill-holes",
+    ]  # fmt: skip
