@@ -16,10 +16,12 @@ from pathlib import Path
 from queue import Queue
 
 from .. import __version__
+from ..learning.metrics import shared_with
 from ..learning.predictor import pick_device
 from ..learning.study_report import write_study
 from ..learning.study_results import study_results
 from ..records import bundle
+from ..records.cohort import read_cohort
 from ..records.jobs import state_of
 from ..records.plans import Cell, cells_of, need_teacher, needs_annotations, plan_named
 from ..records.progress import Cancelled, Listener, Progress
@@ -90,6 +92,7 @@ def study(
         request = _request(run, cases, plan, teacher, {"seeds": seeds, "settings": asked})
         progress.event("start", run=str(run.path), plan=request["plan"])
         cells = _cells(request)
+        _refuse_overlap(request)
         _begin(run, request, cells)
         with _job(run, request, progress) as job:
             if any(map(needs_annotations, cells)):
@@ -110,8 +113,6 @@ def _request(run: RunDirectory, cases, plan: str | None, teacher, more: dict) ->
         stored["cases"], stored["test"] = ({k: _absolute(k, v) for k, v in asdict(part).items()} for part in cases)
     if "cases" not in stored:
         raise ValueError(f"{run.path}: has no cohort yet; name one (--cohort PATH)")
-    if stored["cases"] == stored["test"]:
-        raise ValueError("students cannot be measured on what they learn from; name --test-split or --test-cohort")
     if plan is not None:
         stored["plan"] = plan
         stored["cells"] = plan_named(plan)
@@ -143,6 +144,19 @@ def _cells(request: dict) -> list[Cell]:
     if need_teacher(cells) and not request["teacher"]:
         raise ValueError(f"the plan {request['plan']} has cells that learn from a teacher; name it (--teacher PATH)")
     return cells
+
+
+def _refuse_overlap(request: dict) -> None:
+    """A student must not be measured on what it, or the choice of its best epoch, has seen."""
+    learnt, test = (
+        read_cohort(part["path"], part["split"], part["labels"]).cases for part in (request["cases"], request["test"])
+    )
+    same, kin = shared_with(learnt, test)
+    if same or kin:
+        raise ValueError(
+            f"{same} of {len(test)} test cases are also learnt from, and the patients of {kin} more; students are "
+            "measured on other patients (--split, --test-split, --test-cohort)"
+        )
 
 
 def _begin(run: RunDirectory, request: dict, cells: list[Cell]) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from KnowledgeTransferLib.learning.student import load_student
 from KnowledgeTransferLib.records.bundle import WEIGHTS, sha256
@@ -23,12 +24,15 @@ pytestmark = [
 ]
 LATE = """
 import os, sys, time
+import torch
 import KnowledgeTransferLib.steps.distil as distil
 from KnowledgeTransferLib.__main__ import main
 usual = distil.train
 def late(*arguments):
     time.sleep(float(os.environ["RANK"]))  # the second process comes late, and sees what the first has written
     usual(*arguments)
+    if "LOSSES_TO" in os.environ:
+        torch.save(arguments[0].loss.state_dict(), f"{os.environ['LOSSES_TO']}/{os.environ['RANK']}.pt")
 distil.train = late
 sys.exit(main())
 """
@@ -46,14 +50,15 @@ def torchrun(tmp_path):
     started = []
     (tmp_path / "late.py").write_text(LATE, encoding="utf-8")
 
-    def start(*arguments) -> subprocess.Popen:
+    def start(*arguments, **environment: str) -> subprocess.Popen:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
         process = subprocess.Popen(
             [*launcher, str(tmp_path / "late.py"), *map(str, arguments)], cwd=REPOSITORY, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}, start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **environment},
+            start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         started.append(process)
@@ -97,3 +102,17 @@ def test_two_processes_keep_to_a_time_budget(run, torchrun):
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
     assert len(read_json(run.training)["history"]) >= 1
+
+
+def test_heads_and_memory_banks_are_the_same_in_both_processes(run, torchrun, tmp_path):
+    """Were they not, a training that goes on from the first one's checkpoint would end in other weights."""
+    line = ["--epochs", "3", *LINE[2:4], "--batch-size", "2", "--student", "s1"]
+    for name in ("contrastive", "structure-contrastive", "reconstruction"):
+        line += ["--loss", name]
+    process = torchrun("distil", run.path, *line, LOSSES_TO=str(tmp_path))
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert len(one) > 10 and one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(name.endswith("bank0") and tensor.any() for name, tensor in one.items())

@@ -9,9 +9,11 @@ import subprocess
 import numpy as np
 import pytest
 
+from KnowledgeTransferLib.learning import training as training_module
 from KnowledgeTransferLib.learning.metrics import MEASURES
 from KnowledgeTransferLib.learning.study_results import study_results
 from KnowledgeTransferLib.records.bundle import WEIGHTS, sha256
+from KnowledgeTransferLib.records.cohort import read_cohort
 from KnowledgeTransferLib.records.losses import USUAL_WEIGHTS
 from KnowledgeTransferLib.records.plans import PLANS, Cell, cells_of, plan_named
 from KnowledgeTransferLib.records.progress import Cancelled
@@ -222,15 +224,17 @@ def test_other_settings_in_the_same_study_are_refused(tmp_path, plan, cases, a_t
     study(tmp_path / "study", cases, plan, teacher=a_teacher, seeds=1, annotations="expert")
     with pytest.raises(ValueError, match="begun with other settings .*baseline_seed_0"):
         study(tmp_path / "study", epochs=7)
-    with pytest.raises(ValueError, match=r"begun with other settings \(test"):
-        study(tmp_path / "study", (cases[0], Cases(cases[0].path)))
+    with pytest.raises(ValueError, match=r"begun with other settings \(cases, test"):
+        study(tmp_path / "study", (cases[1], cases[0]))
 
 
-def test_what_a_study_lacks_is_told_before_anything_is_trained(tmp_path, plan, cases, started):
+def test_what_a_study_lacks_is_told_before_anything_is_trained(tmp_path, plan, cases, a_teacher, started):
     with pytest.raises(ValueError, match="has no cohort yet"):
         study(tmp_path / "a", plan=plan)
-    with pytest.raises(ValueError, match="measured on what they learn from"):
-        study(tmp_path / "b", (cases[0], cases[0]), plan)
+    everything = Cases(cases[0].path)
+    for test, count in ((cases[0], "3 of 3"), (everything, "3 of 4")):
+        with pytest.raises(ValueError, match=f"{count} test cases are also learnt from"):
+            study(tmp_path / "b", (cases[0], test), plan, teacher=a_teacher)
     with pytest.raises(ValueError, match="cells that learn from a teacher; name it"):
         study(tmp_path / "c", cases, plan, annotations="expert")
     with pytest.raises(ValueError, match="is no bundle made by KnowledgeTransfer"):
@@ -283,7 +287,6 @@ def test_a_cell_is_the_training_that_the_same_settings_give(
     """Settings reach a training through its settings.json alone."""
 
     def start(arguments, device):
-        from KnowledgeTransferLib.records.cohort import read_cohort
 
         if arguments[0] == "distil":
             distil(arguments[1], read_cohort(a_foreign_cohort, "transferal"))
@@ -298,10 +301,21 @@ def test_a_cell_is_the_training_that_the_same_settings_give(
     cell = RunDirectory(tmp_path / "study" / "cells" / "contrastive_seed_0")
     losses = {"losses": {"deep-supervision": 0.5, "contrastive": 0.2}, "scales": ("encoder",)}
     other = RunDirectory(tmp_path / "other")
-    from KnowledgeTransferLib.records.cohort import read_cohort
 
     distil(other, read_cohort(a_foreign_cohort, "transferal"), **common | losses, live_teacher=str(a_teacher))
     assert sha256(cell.student / WEIGHTS) == sha256(other.student / WEIGHTS)
+
+
+def test_the_best_epoch_is_chosen_on_patients_of_the_training_split_alone(a_foreign_cohort, tmp_path, monkeypatch):
+    """Not on the test images, as in the published code of arXiv:2406.03173."""
+    looked_at, usual = set(), training_module.held_out_dice
+    monkeypatch.setattr(
+        training_module, "held_out_dice",
+        lambda training: looked_at.update(case.id for case in training.held_out) or usual(training),
+    )  # fmt: skip
+    everything = read_cohort(a_foreign_cohort)
+    distil(tmp_path / "run", everything.only("transferal"), annotations="expert", epochs=1)
+    assert looked_at and looked_at <= {case.id for case in everything.cases if case.split == "transferal"}
 
 
 # Numbers
