@@ -524,6 +524,14 @@ def test_a_class_that_is_absent_stays_in_the_bank():
     assert float(value) > 0, "the bank has the negatives that the batch lacks"
 
 
+def test_many_classes_share_the_voxels_that_are_drawn():
+    shapes = {"encoder1": (3, 4, 4)}
+    loss = LOSSES["voxel-contrastive"](
+        Shapes(shapes, shapes, (1, 4, 4), 1000), dataclasses.replace(SETTINGS, scales=("encoder",))
+    )
+    assert loss.drawn * 1000 <= voxel_module.MOST_DRAWN and loss.bank0.shape == (1000, 4 * loss.drawn, 3)
+
+
 def test_each_step_draws_other_voxels_and_the_seed_decides_which():
     loss, other = a_pair("voxel-contrastive")[0], a_pair("voxel-contrastive")[0]
     classes = BLOCKS.repeat_interleave(8, 1).repeat_interleave(8, 2).flatten(1)

@@ -13,8 +13,9 @@ CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class DistillationLoss(nn.Module):
-    """Tells which feature taps it reads, and owns its heads: they exist when it is built, before the optimiser.
+    """`forward(student: Outputs, teacher: Outputs | None, target: Target)` gives a scalar, smallest for a good student.
 
+    It tells which feature taps it reads, and owns its heads: they exist when it is built, before the optimiser.
     `needs_teacher` says whether a network must run beside the student (a live teacher).
     """
 
@@ -25,13 +26,13 @@ class DistillationLoss(nn.Module):
     def __init__(self, shapes: Shapes | None, settings: DistilSettings):
         super().__init__()
 
-    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> torch.Tensor:
-        """A scalar, smallest where the student is what it should be."""
-        raise NotImplementedError
-
 
 class PairedLoss(DistillationLoss):
-    """The mean, over the pairs of feature taps that `--scales` names, of what `compare` says of a pair."""
+    """The mean, over the pairs of feature taps that `--scales` names, of what `compare` says of a pair.
+
+    `compare(number, own, other, target)` is the loss of the pair of that number, whose features
+    `(B, channels, *grid)` are the student's own and the other, the teacher's.
+    """
 
     needs_teacher = True
 
@@ -47,10 +48,6 @@ class PairedLoss(DistillationLoss):
             for number, (own, other) in enumerate(self.pairs)
         ]
         return torch.stack(parts).mean()
-
-    def compare(self, number: int, own: torch.Tensor, other: torch.Tensor, target: Target) -> torch.Tensor:
-        """The loss of the pair of that number; features `(B, channels, *grid)` of the student and of the teacher."""
-        raise NotImplementedError
 
 
 class ProjectedLoss(PairedLoss):

@@ -13,6 +13,7 @@ from .loss import ProjectedLoss, on_grid, standardised
 
 DRAWN = 64  # voxels of each class in a step
 REMEMBERED = 256  # voxels of each class in the memory bank
+MOST_DRAWN = 2048  # of all classes together; with many classes fewer of each are drawn and remembered
 HARDEST = 128  # negatives that count: those nearest to the anchor
 
 
@@ -32,9 +33,11 @@ class VoxelContrastive(ProjectedLoss):
     def __init__(self, shapes: Shapes, settings: DistilSettings):
         super().__init__(shapes, settings)
         self.temperature, self.seed, self.classes = settings.contrastive_temperature, settings.seed, shapes.classes
+        limit = max(2, MOST_DRAWN // self.classes)
+        self.drawn, self.remembered = min(DRAWN, limit), min(REMEMBERED, 4 * limit)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         for number, head in enumerate(self.heads):
-            self.register_buffer(f"bank{number}", torch.zeros(self.classes, REMEMBERED, head.channels))
+            self.register_buffer(f"bank{number}", torch.zeros(self.classes, self.remembered, head.channels))
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> torch.Tensor:
         value = super().forward(student, teacher, target)
@@ -64,16 +67,18 @@ class VoxelContrastive(ProjectedLoss):
         places, drawn = [], []
         for name in range(self.classes):
             found = (classes.flatten() == name).nonzero()[:, 0]
-            chances = torch.rand(DRAWN, generator=random).to(found.device)  # drawn in any case: the same for each class
+            chances = torch.rand(self.drawn, generator=random).to(
+                found.device
+            )  # drawn in any case: the same for each class
             if len(found):
                 places.append(found[(chances * len(found)).long().clamp_max(len(found) - 1)])
-                drawn.append(torch.full((DRAWN,), name, device=found.device))
+                drawn.append(torch.full((self.drawn,), name, device=found.device))
         empty = classes.new_zeros(0)
         places = torch.cat([empty, *places])
         return places // classes.shape[1], places % classes.shape[1], torch.cat([empty, *drawn])
 
     def _info_nce(self, own, other, drawn: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
-        """The loss of anchors `(n, channels)` whose classes are `drawn`; bank `(classes, REMEMBERED, channels)`."""
+        """The loss of anchors `(n, channels)` whose classes are `drawn`; bank `(classes, remembered, channels)`."""
         filled = bank.flatten(0, 1).any(1)
         names = torch.arange(self.classes, device=drawn.device).repeat_interleave(bank.shape[1])[filled]
         known, names = torch.cat([other, bank.flatten(0, 1)[filled]]), torch.cat([drawn, names])
@@ -89,12 +94,12 @@ class VoxelContrastive(ProjectedLoss):
 
     def _remember(self, number: int, other: torch.Tensor, drawn: torch.Tensor) -> None:
         """Put the teacher's voxels of this step, of all processes, before those that the bank holds."""
-        new = other.new_zeros(self.classes, DRAWN, other.shape[1])
+        new = other.new_zeros(self.classes, self.drawn, other.shape[1])
         present = torch.unique(drawn)
-        new[present] = other.detach().reshape(len(present), DRAWN, other.shape[1])
+        new[present] = other.detach().reshape(len(present), self.drawn, other.shape[1])
         new = _of_all_processes(new)
         bank = getattr(self, f"bank{number}")
-        rolled = torch.cat([new, bank], dim=1)[:, :REMEMBERED]
+        rolled = torch.cat([new, bank], dim=1)[:, : self.remembered]
         setattr(self, f"bank{number}", torch.where(new.flatten(1).any(1)[:, None, None], rolled, bank))
 
 
