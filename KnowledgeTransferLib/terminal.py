@@ -16,7 +16,7 @@ VERBS = {
     "phantom": "writing cases",
 }
 
-QUIET = ("time", "step", "event", "files", "problems")  # not shown in a step's last line
+QUIET = ("time", "step", "event", "files", "problems", "exports")  # not shown in a step's last line
 
 
 class TerminalListener:
