@@ -1,6 +1,7 @@
 """No step opens a network connection: in a process where sockets are forbidden, every step does its work."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,10 +17,11 @@ from KnowledgeTransferLib.learning.exporters import EXPORTERS
 
 REPOSITORY = Path(__file__).parents[2]
 FORBIDDEN = """
-import socket, sys
+import os, socket, sys
 
 def refuse(*arguments, **options):
-    sys.stderr.write(f"a socket was asked for: {arguments}\\n")
+    with open(os.environ["KT_SOCKETS"], "a") as file:
+        file.write(f"{arguments}\\n")
     raise OSError("sockets are forbidden here")
 
 def watch(event, arguments):
@@ -28,7 +30,9 @@ def watch(event, arguments):
 
 sys.addaudithook(watch)
 socket.getaddrinfo = socket.create_connection = refuse
-import json
+"""
+COMMANDS = """
+import json, sys
 from KnowledgeTransferLib.__main__ import main
 from KnowledgeTransferLib.steps import demo
 
@@ -39,74 +43,98 @@ for line in json.loads(sys.argv[1]):
 """
 
 
-def offline(*lines: list) -> set[str]:
+@pytest.fixture
+def forbidden(tmp_path) -> dict[str, str]:
+    """An environment in which every Python process, children too, may open no socket and writes down who tried."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(FORBIDDEN, encoding="utf-8")  # Python runs it at its start
+    path = os.pathsep.join([str(tmp_path / "site"), str(REPOSITORY)])
+    return {**os.environ, "PYTHONPATH": path, "KT_SOCKETS": str(tmp_path / "sockets")}
+
+
+def assert_nobody_tried(forbidden: dict[str, str]) -> None:
+    tried = Path(forbidden["KT_SOCKETS"])
+    assert not tried.exists(), tried.read_text(encoding="utf-8")
+
+
+def python(forbidden: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=REPOSITORY, env=forbidden, capture_output=True, text=True, check=False
+    )
+
+
+def offline(forbidden: dict[str, str], *lines: list) -> set[str]:
     """Carry out command lines in one process where sockets are forbidden; returns the steps."""
     texts = [[str(part) for part in line] for line in lines]
-    done = subprocess.run(
-        [sys.executable, "-c", FORBIDDEN, json.dumps(texts)],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = python(forbidden, "-c", COMMANDS, json.dumps(texts))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "a socket was asked for" not in done.stderr
+    assert_nobody_tried(forbidden)
     return {line[0] for line in texts}
 
 
-def test_the_watch_notices_a_connection():
-    script = FORBIDDEN.split("import json", maxsplit=1)[0] + "socket.socket().connect(('127.0.0.1', 9))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode and "a socket was asked for" in done.stderr
+def test_the_watch_notices_a_connection_of_a_child_too(forbidden):
+    connects = "import socket; socket.socket().connect(('127.0.0.1', 9))"
+    starts = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {connects!r}]).returncode)"
+    for script in (connects, starts):
+        assert python(forbidden, "-c", script).returncode
+        with pytest.raises(AssertionError, match=r"socket.connect"):
+            assert_nobody_tried(forbidden)
+        Path(forbidden["KT_SOCKETS"]).unlink()
 
 
 @pytest.mark.slow
-def test_no_step_opens_a_connection(a_teacher, a_foreign_cohort, a_phantom_cohort, tmp_path):
-    run, scan = tmp_path / "run", sorted((a_foreign_cohort / "images").iterdir())[0]
+def test_no_step_opens_a_connection(forbidden, a_phantom_cohort, tmp_path):
+    run, scan = tmp_path / "demo" / "run", a_phantom_cohort / "images" / "A_001.nii.gz"
+    short = ("--epochs", 1, "--spacing-mm", 10, 10, 10, "--batch-size", 2)
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"cells": {"baseline": {}, "slow": {"learning_rate": 1e-5}}}), encoding="utf-8")
+    splits = ("--cohort", a_phantom_cohort, "--split", "teacher", "--test-split", "test")
     kinds = [name for name, exporter in EXPORTERS.items() if all(map(find_spec, exporter.needs))]
     segmented = [
-        ["segment", a_teacher, scan, tmp_path / f"{backend}.nii.gz", "--backend", backend]
-        for backend in filter(is_there, BACKENDS) if backend != "torchscript"
+        ["segment", run, scan, tmp_path / f"{backend}.nii.gz", "--backend", backend]
+        for backend in filter(is_there, BACKENDS)
     ]  # fmt: skip
     done = offline(
-        ["annotate", run, "--cohort", a_foreign_cohort, "--teacher", a_teacher],
-        ["distil", run, "--epochs", 1, "--spacing-mm", 10, 10, 10, "--batch-size", 2],
-        ["evaluate", run, "--cohort", a_phantom_cohort, "--method", f"student={run}"],
+        forbidden,
+        ["demo", tmp_path / "demo"],
         ["export", run, "--to", *(kind for kind in kinds if EXPORTERS[kind].exact)],
-        ["segment", run, scan, tmp_path / "torchscript.nii.gz", "--backend", "torchscript"],
-        ["describe", a_teacher],
+        ["describe", run],
         ["phantom", tmp_path / "phantom", "--cases", 1],
         *segmented,
         ["compare", tmp_path / "torch.nii.gz", tmp_path / "torch.nii.gz"],
-        ["demo", tmp_path / "demo"],
+        ["study", tmp_path / "study", "--plan", plan, "--annotations", "expert", "--seeds", 1, *splits, *short],
     )
-    done |= served_offline(tmp_path / "warm", ["segment", run, scan, tmp_path / "served.nii.gz"])
-    assert done == set(STEPS)
+    done |= served_offline(forbidden, tmp_path / "warm", ["segment", run, scan, tmp_path / "served.nii.gz"])
+    assert done | {"annotate", "distil", "evaluate"} == set(STEPS)  # which are the commands of the demo
 
 
 @pytest.mark.slow
-def test_int8_opens_no_connection(a_teacher, a_foreign_cohort, tmp_path):
+def test_int8_opens_no_connection(forbidden, a_teacher, a_foreign_cohort, tmp_path):
     pytest.importorskip("openvino")
     scan, folder = sorted((a_foreign_cohort / "images").iterdir())[0], shutil.copytree(a_teacher, tmp_path / "student")
     offline(
+        forbidden,
         ["export", folder, "--to", "openvino-int8", "--check", a_foreign_cohort],
         ["segment", folder, scan, tmp_path / "a.nii.gz", "--precision", "int8"],
     )
 
 
-def served_offline(folder: Path, request: list) -> set[str]:
+def served_offline(forbidden: dict[str, str], folder: Path, request: list) -> set[str]:
     """Let `serve` carry out one request; its stream is closed when that is done."""
     process = subprocess.Popen(
-        [sys.executable, "-c", FORBIDDEN, json.dumps([["serve", str(folder)]])],
-        cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "KnowledgeTransferLib", "serve", str(folder)], cwd=REPOSITORY, env=forbidden,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         process.stdin.write(json.dumps({"id": 1, "arguments": [str(part) for part in request]}) + "\n")
         process.stdin.flush()
-        while process.poll() is None and '"status": 0' not in _text(folder / "served.jsonl"):
+        while process.poll() is None and '"event": "served"' not in _text(folder / "served.jsonl"):
             time.sleep(0.1)
         _, told = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 0 and "a socket was asked for" not in told, told[-2000:]
-    assert Path(request[-1]).is_file()
+    assert process.returncode == 0 and Path(request[-1]).is_file(), told[-2000:] + _text(folder / "served.jsonl")
+    assert_nobody_tried(forbidden)
     return {"serve"}
 
 
@@ -115,17 +143,18 @@ def _text(file: Path) -> str:
 
 
 @pytest.mark.slow
-def test_openvinos_converter_opens_no_connection():
+def test_openvinos_converter_opens_no_connection(forbidden):
     """It takes the designs whose layers we do not know one by one."""
     pytest.importorskip("openvino")
     script = (
-        FORBIDDEN.split("import json", maxsplit=1)[0] + "sys.path.insert(0, 'Testing/Library')\n"
+        "import sys; sys.path.insert(0, 'Testing/Library')\n"
         "from test_backends import a_student\n"
         "from KnowledgeTransferLib.learning.backends import open_backend\n"
         "assert open_backend(a_student('attention-unet', 2), 'openvino').about.startswith('OpenVINO')"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "a socket was asked for" not in done.stderr, done.stderr[-2000:]
+    done = python(forbidden, "-c", script)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_nobody_tried(forbidden)
 
 
 def test_openvino_does_not_find_its_telemetry():
