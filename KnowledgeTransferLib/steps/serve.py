@@ -159,7 +159,7 @@ def _warm_up(folder: Path) -> None:
     labels, design = Labels.unnamed([1]), design_named("tiny")
     preprocessing = Preprocessing(3, (1.0, 1.0, 1.0), (Normalisation("z-score"),))
     student = Student(new_network(design, preprocessing, labels, 0), design, labels, preprocessing)
-    student.device = pick_device("auto")
+    student.device, student.footprint = pick_device("auto"), 1.0  # too small a pass for its footprint to matter
     volume = Volume(np.random.default_rng(0).normal(size=(1, 32, 32, 32)).astype(np.float32), np.eye(4), "warm-up")
     file = folder / "warm-up.seg.nrrd"
     try:

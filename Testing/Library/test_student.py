@@ -62,6 +62,7 @@ def test_a_student_comes_back_from_its_bundle_with_equal_outputs(tmp_path, name,
     again, volume = load_student(tmp_path / "student"), a_volume(2)
     assert (again.design, again.labels, again.preprocessing) == (student.design, LABELS, student.preprocessing)
     assert (again.card, again.parameters, again.name) == (CARD, student.parameters, "student")
+    assert again.footprint == student.values_per_voxel
     np.testing.assert_array_equal(again.predict(volume), student.predict(volume))
     assert student.predict(volume).std() > 0
 
