@@ -171,7 +171,7 @@ def _judged(job: _Job, ensemble: Ensemble, case: Case, reading: Future) -> tuple
     disagreement = job.settings.uncertainty and job.settings.uncertainty_measure == "disagreement"
     try:
         volume, prepared = reading.result()
-        check_probabilities_fit(volume, ensemble.labels.channels, job.settings.most_bytes)
+        check_probabilities_fit(volume, ensemble.maps, job.settings.most_bytes)
         opinion = ensemble.judge(volume, prepared, disagreement)
         found = pseudo_annotation(opinion, volume, ensemble.labels, job.settings)
     except FAILURES as error:

@@ -54,6 +54,7 @@ def test_an_ensemble_is_the_weighted_mean_of_its_teachers():
     ensemble = Ensemble([Fixed(LABELS, x, n) for x, n in ((a, "a"), (b, "b"), (c, "c"))], [1, 2, 5])
     found = ensemble.predict(VOLUME)
     np.testing.assert_allclose(found, (a + 2 * b + 5 * c) / 8, atol=1e-6)
+    assert ensemble.maps == 6, "the sum, and what one teacher says"
     assert ensemble.name == "a + b + c" and ensemble.labels == LABELS and found.dtype == np.float32
 
 

@@ -13,6 +13,7 @@ from KnowledgeTransferLib.learning.metrics import MEASURES, compare, summarise, 
 from KnowledgeTransferLib.learning.report import (
     best_median_worst,
     count,
+    earlier_problems,
     interval,
     number,
     overlay,
@@ -23,6 +24,7 @@ from KnowledgeTransferLib.learning.report import (
 )
 from KnowledgeTransferLib.learning.volume import Volume
 from KnowledgeTransferLib.records.labels import Labels
+from KnowledgeTransferLib.records.run_directory import RunDirectory, write_json
 
 LABELS = Labels.from_names({1: "liver", 2: "spleen"})
 HOSTILE = '<script>alert("x")</script>&amp;'
@@ -260,6 +262,13 @@ def test_an_overlay_without_any_annotation_is_drawn():
 def test_cases_that_earlier_steps_left_out_are_listed_too(tmp_path):
     problems = [{"case": "case 7", "message": "was truncated"}]
     assert "was truncated" in a_page(tmp_path, an_evaluation(earlier_problems=problems)).text
+
+
+def test_cases_that_a_setting_left_out_of_the_training_count_among_them(tmp_path):
+    run = RunDirectory(tmp_path)
+    write_json(run.annotations, {"problems": [{"case": "a", "message": "was truncated"}]})
+    write_json(run.training, {"problems": [], "left_out": [{"case": "b", "message": "is left out: too uncertain"}]})
+    assert [problem["case"] for problem in earlier_problems(run)] == ["a", "b"]
 
 
 def rows_with_normal_cases() -> list[dict]:

@@ -58,6 +58,11 @@ class Ensemble:
         if combine == "staple" and len(np.unique(self.weights[self.weights > 0])) > 1:
             raise ValueError("STAPLE finds out by itself how far each teacher can be relied on; leave the weights out")
 
+    @property
+    def maps(self) -> int:
+        """Maps of a volume's size that are held at once: of several teachers their sum and one's opinion."""
+        return self.labels.channels * min(len(self.teachers), 2)
+
     def predict(self, volume: Volume) -> np.ndarray:
         """Class probabilities `(C, I, J, K)` float32 in the geometry of the volume, background first."""
         return self.judge(volume).probabilities
