@@ -140,7 +140,7 @@ STUDENTS = {
                 2: {"channels": (16, 32, 64, 96, 160), "blocks": 4, "heads": 4},
                 3: {"channels": (16, 32, 48, 64, 128), "blocks": 4, "heads": 4},
             },
-            1e-3, 1500, **SLOW,
+            2e-3, 1500, **SLOW,
             sentence="TransUNet, a U-Net around a transformer (arXiv:2102.04306), with a small encoder instead of a "
             "ResNet-50: 1.7 to 1.9 million parameters.",
         ),
