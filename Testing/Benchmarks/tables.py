@@ -104,7 +104,7 @@ def backends(ours: dict[str, dict], others: dict[str, dict], floor: dict) -> str
         "| `segment` with the backend | warm (s) | first in a process (s) | peak memory (MiB) | memory / MONAI's | time in the network | its GFLOP/s | of a matrix product's |\n"
         f"|{'---|' * 8}\n" + "\n".join(rows) + "\n\n"
         f"A 4096 x 4096 matrix product reaches {matrix:.0f} GFLOP/s on the same cores. Reading alone takes {parts[0]:.2f} s, looking at every voxel once {parts[1]:.2f} s, "
-        f"the network's operations at the rate of the matrix product {parts[2]:.2f} s, writing {parts[3]:.2f} s: together {sum(parts):.2f} s, which no order of work goes below on one core at a time."
+        f"the network's operations at the rate of the matrix product {parts[2]:.2f} s, writing {parts[3]:.2f} s: together {sum(parts):.2f} s, the least that this way of working needs."
     )
 
 
