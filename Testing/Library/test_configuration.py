@@ -14,6 +14,7 @@ from KnowledgeTransferLib.records.students import STUDENTS, design_named
 
 LABELS = Labels.from_names({1: "liver"})
 OVERRIDES = {
+    "tasks": ("segmentation", "reconstruction"),
     "dimensions": 2, "spacing_mm": (3.0, 3.0, 4.0), "normalisation": "ct", "patch_size_voxels": (64, 32, 1),
     "batch_size": 5, "epochs": 17, "learning_rate": 0.123, "validate_every_epochs": 6, "patience_epochs": 8,
     "mirror_axes": (1,), "precision": "bf16-mixed",
