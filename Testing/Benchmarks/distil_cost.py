@@ -1,12 +1,13 @@
 """Cost of distillation: a training step with losses against one that only runs both networks. Prints a table.
 
-`python Testing/Benchmarks/distil_cost.py [cpu|cuda]`; `table()` gives the same text to others.
+`python Testing/Benchmarks/distil_cost.py [cpu|cuda]`; a part of `make bench`.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,15 +28,15 @@ ROWS = {  # title -> losses beside dice-ce
     "with every loss": tuple(name for name in USUAL_WEIGHTS if name != "dice-ce"),
 }
 PAIRS = (("t1", "s1"), ("medium", "s1"))
-REPEATS = 5
+REPEATS = 3
 
 
-def table(device: str = "cpu", size: int = 128, batch: int = 8, rows: dict | None = None) -> str:
+def table(device: str = "cpu", size: int = 128, batch: int = 4) -> str:
     """A Markdown table: milliseconds of a step for each pair of teacher and student, and how many times the first."""
-    columns = {pair: _column(pair, device, (size, batch), rows or ROWS) for pair in PAIRS}
+    columns = {pair: _column(pair, device, (size, batch)) for pair in PAIRS}
     heads = " | ".join(f"{teacher} teaches {student} (ms)" for teacher, student in columns)
     lines = [f"| step ({device}, {batch} images of {size} x {size}) | {heads} |", "|---" * (1 + len(columns)) + "|"]
-    for row in rows or ROWS:
+    for row in ROWS:
         cells = [
             f"{1000 * times[row]:.0f} ({times[row] / next(iter(times.values())):.2f})" for times in columns.values()
         ]
@@ -43,7 +44,11 @@ def table(device: str = "cpu", size: int = 128, batch: int = 8, rows: dict | Non
     return "\n".join(lines) + "\n"
 
 
-def _column(pair: tuple[str, str], device: str, sizes: tuple[int, int], rows: dict) -> dict[str, float]:
+def measure(data: Path, work: Path) -> str:
+    return table()
+
+
+def _column(pair: tuple[str, str], device: str, sizes: tuple[int, int]) -> dict[str, float]:
     """Seconds of each row's step. Rounds go over all rows, so that a busy moment of the machine meets all of them."""
     torch.manual_seed(0)
     teacher, student = (build_network(design_named(name), 2, 1, 2).to(device) for name in pair)
@@ -57,9 +62,9 @@ def _column(pair: tuple[str, str], device: str, sizes: tuple[int, int], rows: di
         row: WeightedLosses({"dice-ce": 1.0} | {name: USUAL_WEIGHTS[name] for name in names}, shapes, settings).to(
             device
         )
-        for row, names in rows.items()
+        for row, names in ROWS.items()
     }
-    times = {row: [] for row in rows}
+    times = {row: [] for row in ROWS}
     for _ in range(1 + REPEATS):
         for row, loss in losses.items():
             times[row].append(_step_s(student, teacher, loss, target))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import re
 import sys
 import tempfile
 import time
@@ -18,12 +17,11 @@ from pathlib import Path
 
 import tables
 import torch
+from document import Document
 from side import DATA, ROOT
 
 from KnowledgeTransferLib import __version__
-from KnowledgeTransferLib.records.run_directory import write_text
 
-FILE = ROOT / "docs" / "benchmarks.md"
 PARTS = {  # part of the document -> what measures it and writes it as Markdown
     "training": tables.training,
     "networks": tables.networks,
@@ -33,6 +31,7 @@ PARTS = {  # part of the document -> what measures it and writes it as Markdown
     "folder": tables.folder,
     "student": tables.student_and_teacher,
     "annotation": tables.annotation,
+    "distillation": tables.distillation,
     "cases": tables.cases,
     "gpu": tables.gpu,
 }
@@ -42,6 +41,7 @@ HEADING = (
     "hippocampus_mri (T1 MRI, scans of about 35 x 51 x 35 voxels), where nothing else is said its 60 scans of split "
     "`transferal`; seed 0."
 )
+DOCUMENT = Document(ROOT / "docs" / "benchmarks.md", HEADING, list(PARTS))
 
 
 def main(wanted: list[str]) -> None:
@@ -51,7 +51,7 @@ def main(wanted: list[str]) -> None:
         for part in wanted:
             began = time.monotonic()
             text = PARTS[part](Path(work))
-            write_part(part, f"{text}\n\n{measured(part, time.monotonic() - began)}")
+            DOCUMENT.write(part, f"{text}\n\n{measured(part, time.monotonic() - began)}\n")
             print(text, flush=True)
 
 
@@ -60,14 +60,6 @@ def measured(part: str, seconds: float) -> str:
         f"*Measured on {date.today()} by `make bench PARTS={part}` in {seconds:.0f} s: KnowledgeTransfer {__version__}, "
         f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} threads.*"
     )
-
-
-def write_part(part: str, text: str) -> None:
-    """Put a section in its place; the other sections stay."""
-    found = re.split(r"<!-- (\w+) -->\n", FILE.read_text(encoding="utf-8")) if FILE.exists() else []
-    sections = {**dict(zip(found[1::2], found[2::2], strict=True)), part: f"{text}\n"}
-    body = "\n".join(f"<!-- {name} -->\n{sections[name].strip()}\n" for name in PARTS if name in sections)
-    write_text(FILE, f"{HEADING}\n\n{body}")
 
 
 if __name__ == "__main__":

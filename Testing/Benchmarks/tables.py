@@ -170,6 +170,14 @@ def annotation(work: Path) -> str:
     )
 
 
+def distillation(work: Path) -> str:
+    return (
+        "## Cost of the losses of distillation (a training step; times the step that only runs both networks)\n\n"
+        + side("distil_cost.measure", work)
+        + "\nAim: all contrastive losses together at most 1.6 times."
+    )
+
+
 def student_and_teacher(work: Path) -> str:
     """The pair that `make real` left, or one that is trained for a few minutes."""
     brief = not any(bundle.is_dir() for bundle in pair.bundles(work).values())
