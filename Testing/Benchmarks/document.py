@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
+import torch
+
+from KnowledgeTransferLib import __version__
 from KnowledgeTransferLib.records.run_directory import write_text
 
 
@@ -25,3 +31,18 @@ class Document:
         sections = {**dict(zip(found[1::2], found[2::2], strict=True)), part: text}
         body = "\n".join(f"<!-- {name} -->\n{sections[name].strip()}\n" for name in self.parts if name in sections)
         write_text(self.file, f"{self.heading}\n\n{body}")
+
+
+def origin(command: str) -> str:
+    """The line below a section: when, by which command, with what and on which machine it was measured."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    versions = f"KnowledgeTransfer {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    return f"*{date.today()}, `{command}`: {versions}; {_processor()}, {os.cpu_count()} cores, {gpu}.*"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

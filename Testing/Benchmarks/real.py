@@ -10,21 +10,18 @@ Teachers learn from split `teacher`, students from the pseudo-annotations of `tr
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
-from datetime import date
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import partial_teachers
 import torch
-from document import Document
+from document import Document, origin
 from runs import DATA, ROOT, RUNS, Run, carry_out
 from timing import median_ms
 from transfer import EXPERIMENTS
 
-from KnowledgeTransferLib import __version__
 from KnowledgeTransferLib.learning.student import load_student
 from KnowledgeTransferLib.records.bundle import WEIGHTS
 from KnowledgeTransferLib.records.run_directory import read_json
@@ -46,7 +43,7 @@ def main(wanted: list[str]) -> None:
         sys.exit(f"{DATA}: the public data sets are not there; set KT_DATA to the folder that holds them")
     document = Document(ROOT / "docs" / "results.md", HEADING, list(PARTS))
     for part in wanted:
-        document.write(part, f"{PARTS[part]()}\n\n{measured(part)}\n")
+        document.write(part, f"{PARTS[part]()}\n\n{origin(f'make real PARTS={part}')}{notes()}\n")
         print(f"written: {document.file}, {part}", flush=True)
 
 
@@ -113,26 +110,10 @@ def compared(**methods: str) -> list[str]:
     return [word for name, path in methods.items() for word in ("--method", f"{name}={path}")]
 
 
-def measured(part: str) -> str:
-    machine = f"{processor()}, {'CUDA' if torch.cuda.is_available() else 'no GPU'}"
-    return (
-        f"*Written on {date.today()} by `make real PARTS={part}`: KnowledgeTransfer {__version__}, torch "
-        f"{torch.__version__}, Python {platform.python_version()}; {machine}.*{notes()}"
-    )
-
-
 def notes() -> str:
     """What whoever ran it wrote into notes.md beside the runs."""
     file = RUNS / "notes.md"
     return "\n\n" + file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def section(title: str, runs: list[Run]) -> str:

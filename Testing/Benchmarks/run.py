@@ -8,19 +8,13 @@ KT_DATA=/my/data make bench
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import tempfile
-import time
-from datetime import date
 from pathlib import Path
 
 import tables
-import torch
-from document import Document
+from document import Document, origin
 from side import DATA, ROOT
-
-from KnowledgeTransferLib import __version__
 
 PARTS = {  # part of the document -> what measures it and writes it as Markdown
     "training": tables.training,
@@ -49,17 +43,9 @@ def main(wanted: list[str]) -> None:
         sys.exit(f"{DATA}: the public data sets are not there; set KT_DATA to the folder that holds them")
     with tempfile.TemporaryDirectory() as work:
         for part in wanted:
-            began = time.monotonic()
             text = PARTS[part](Path(work))
-            DOCUMENT.write(part, f"{text}\n\n{measured(part, time.monotonic() - began)}\n")
+            DOCUMENT.write(part, f"{text}\n\n{origin(f'make bench PARTS={part}')}\n")
             print(text, flush=True)
-
-
-def measured(part: str, seconds: float) -> str:
-    return (
-        f"*Measured on {date.today()} by `make bench PARTS={part}` in {seconds:.0f} s: KnowledgeTransfer {__version__}, "
-        f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} threads.*"
-    )
 
 
 if __name__ == "__main__":
