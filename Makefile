@@ -20,8 +20,10 @@ help:
 demo: $(INSTALLED)
 	$(BIN)/python -m KnowledgeTransferLib demo "$(RUN)"
 
+# One after the other: Qt and Slicer's libraries change their process (its locale, its modules) for what follows.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest Testing/Library
+	$(BIN)/python -m pytest Testing/Slicer
 
 # They pull in torchvision, which is built for CUDA; beside a torch for the CPU it cannot be imported, and is removed.
 teachers: $(INSTALLED)

@@ -24,7 +24,9 @@ def side(name: str, work: Path, *arguments) -> dict:
     """Run `module.function(DATA, work, *arguments)` in a process of its own."""
     words = [name, str(DATA), str(work), *map(str, arguments)]
     print(f"- {name} {' '.join(words[3:])}", file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, __file__, *words], check=False, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, __file__, *words], check=False, capture_output=True, encoding="utf-8", cwd=ROOT
+    )
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])

@@ -320,7 +320,7 @@ def test_a_run_in_use_by_another_process_is_left_alone(command, an_annotated_run
         "with RunDirectory(sys.argv[1]).locked():\n    print('locked', flush=True)\n    time.sleep(100)\n"
     )
     holder = subprocess.Popen(
-        [sys.executable, "-c", hold, str(an_annotated_run)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", hold, str(an_annotated_run)], cwd=REPOSITORY, stdout=subprocess.PIPE, encoding="utf-8"
     )
     try:
         assert holder.stdout.readline() == "locked\n"

@@ -49,7 +49,11 @@ sys.stderr.write(f"loaded {heavy}, {time.process_time():.3f} s")
 
 def test_help_of_every_step_loads_nothing_heavy():
     done = subprocess.run(
-        [sys.executable, "-c", HELP_OF_EACH_STEP, *STEPS], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        [sys.executable, "-c", HELP_OF_EACH_STEP, *STEPS],
+        cwd=REPOSITORY,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
     )
     assert done.stderr.startswith("loaded [], ")
     assert float(done.stderr.split()[-2]) < 0.3  # CPU time, of all together

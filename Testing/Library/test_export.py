@@ -233,7 +233,7 @@ def test_stock_monai_runs_the_bundle(a_teacher, a_foreign_cohort, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_US, f"--config_file={root}/configs/inference.json", f"--bundle_root={root}",
          f"--dataset_dir={tmp_path / 'scans'}", f"--output_dir={tmp_path / 'out'}"],
-        capture_output=True, text=True, cwd=tmp_path, check=False,
+        capture_output=True, encoding="utf-8", cwd=tmp_path, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     segment(a_teacher, [tmp_path / "scans"], tmp_path / "ours", format=".nii.gz")

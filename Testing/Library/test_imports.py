@@ -86,7 +86,9 @@ def test_help_loads_nothing_heavy(argument):
         f"loaded = [name for name in {HEAVY} if name in sys.modules]\n"
         "sys.stderr.write(f'code {code} loaded {loaded}')"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=True
+    )
     assert done.stderr.endswith("code 0 loaded []")
     assert done.stdout.strip()
 

@@ -42,7 +42,7 @@ def run(tmp_path) -> RunDirectory:
 def a_working_process(run):
     """Another process that annotates in the run; 1 of 4 cases is done, one failed."""
     command = [sys.executable, "-c", WORK_IN_IT, str(run.path)]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, encoding="utf-8")
     assert process.stdout.readline() == "works\n"
     yield process
     process.kill()

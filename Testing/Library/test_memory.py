@@ -41,7 +41,7 @@ def cohorts(tmp_path_factory) -> dict[int, Path]:
 def peak_mib(*arguments) -> float:
     done = subprocess.run(
         [sys.executable, "-c", PEAK_OF_A_COMMAND, *map(str, arguments)],
-        cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=300,
+        cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=True, timeout=300,
     )  # fmt: skip
     _, status, _, peak = done.stderr.rsplit(maxsplit=3)
     assert status == "0", done.stdout

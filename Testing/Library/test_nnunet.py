@@ -151,7 +151,9 @@ def test_a_model_that_nnunet_trained_gives_what_nnunet_itself_predicts(tmp_path,
 
     cohort = write_phantom(tmp_path / "cohort", cases=4, site="A", size_voxels=(32, 32, 20))
     script = Path(__file__).with_name("train_nnunet.py")
-    done = subprocess.run([sys.executable, script, cohort], check=False, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        [sys.executable, script, cohort], check=False, capture_output=True, encoding="utf-8", timeout=500
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     model = Path(done.stdout.split()[-1])
     assert risk_of(model) == ""  # its checkpoints are read with weights_only=True

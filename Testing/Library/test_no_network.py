@@ -59,7 +59,7 @@ def assert_nobody_tried(forbidden: dict[str, str]) -> None:
 
 def python(forbidden: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=REPOSITORY, env=forbidden, capture_output=True, text=True, check=False
+        [sys.executable, *arguments], cwd=REPOSITORY, env=forbidden, capture_output=True, encoding="utf-8", check=False
     )
 
 
@@ -123,7 +123,7 @@ def served_offline(forbidden: dict[str, str], folder: Path, request: list) -> se
     """Let `serve` carry out one request; its stream is closed when that is done."""
     process = subprocess.Popen(
         [sys.executable, "-m", "KnowledgeTransferLib", "serve", str(folder)], cwd=REPOSITORY, env=forbidden,
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8",
     )  # fmt: skip
     try:
         process.stdin.write(json.dumps({"id": 1, "arguments": [str(part) for part in request]}) + "\n")

@@ -33,7 +33,7 @@ with RunDirectory(sys.argv[1]).locked():
 def a_process_in_the_run(tmp_path):
     """Another process that holds the lock of tmp_path / "run"."""
     command = [sys.executable, "-c", HOLD_THE_LOCK, str(tmp_path / "run")]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, encoding="utf-8")
     assert process.stdout.readline() == "locked\n"
     yield process
     process.kill()

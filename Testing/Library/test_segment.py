@@ -388,6 +388,6 @@ def test_the_volume_is_gone_when_the_network_runs(a_teacher, a_scan, tmp_path, m
 def test_a_nifti_file_is_segmented_without_loading_what_it_does_not_need(a_teacher, a_scan, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", ONLY_NIFTI, "segment", a_teacher, a_scan, tmp_path / "out.nii.gz"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+        cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=True,
     )  # fmt: skip
     assert done.stderr.endswith("status 0, loaded []")

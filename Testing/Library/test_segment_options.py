@@ -168,7 +168,11 @@ def test_the_memory_stays_within_the_limit(tmp_path):
             limit,
         ]
         done = subprocess.run(
-            [sys.executable, "-c", PEAK, *map(str, command)], cwd=REPOSITORY, capture_output=True, text=True, check=True
+            [sys.executable, "-c", PEAK, *map(str, command)],
+            cwd=REPOSITORY,
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
         )
         told = json.loads(done.stderr.splitlines()[-1])
         assert told["status"] == 0, done.stdout

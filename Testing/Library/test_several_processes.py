@@ -56,7 +56,7 @@ def torchrun(tmp_path):
             port = free.getsockname()[1]
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
         process = subprocess.Popen(
-            [*launcher, str(tmp_path / "late.py"), *map(str, arguments)], cwd=REPOSITORY, text=True,
+            [*launcher, str(tmp_path / "late.py"), *map(str, arguments)], cwd=REPOSITORY, encoding="utf-8",
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **environment},
             start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,

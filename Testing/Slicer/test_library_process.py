@@ -95,7 +95,7 @@ def test_slicers_environment_is_left_alone_and_the_child_finds_the_library():
     assert dict(os.environ) == before
     found = subprocess.run(
         [pythonExecutable(), "-c", "import KnowledgeTransferLib; print(KnowledgeTransferLib.__file__)"],
-        env=environment, cwd="/", capture_output=True, text=True, check=True,
+        env=environment, cwd="/", capture_output=True, encoding="utf-8", check=True,
     )  # fmt: skip
     assert Path(found.stdout.strip()).parents[1] == Path(__file__).parents[2]
 
