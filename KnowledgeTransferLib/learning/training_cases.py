@@ -87,6 +87,7 @@ def training_cases_of(
         ValueError: fewer than two cases are left; the message says what is missing.
     """
     record = read_json(run.annotations) if run.annotations.is_file() else {"cases": {}}
+    record["synonyms"] = read_settings(run, "annotate").get("synonyms", {})
     reviews = read_reviews(run)
     cohort = with_labelled_share(cohort, settings)
     found = {case.id: _training_case(run, case, cohort.labels, settings, record) for case in cohort.cases}
@@ -121,8 +122,8 @@ def with_labelled_share(cohort: Cohort, settings: DistilSettings) -> Cohort:
 
 
 def _training_case(run: RunDirectory, case: Case, labels: Labels | None, settings: DistilSettings, record: dict):
-    """One case with its target, or None; `record` is what `annotate` recorded."""
-    synonyms = read_settings(run, "annotate").get("synonyms", {})
+    """One case with its target, or None; `record` is what `annotate` recorded, and its synonyms."""
+    synonyms = record["synonyms"]
     if case.label is not None and settings.annotations in ("expert", "both"):
         return TrainingCase(case, case.label, labels=labels, synonyms=synonyms, by_expert=True)
     known = record["cases"].get(case.id, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import re
@@ -31,6 +32,16 @@ class Document:
         sections = {**dict(zip(found[1::2], found[2::2], strict=True)), part: text}
         body = "\n".join(f"<!-- {name} -->\n{sections[name].strip()}\n" for name in self.parts if name in sections)
         write_text(self.file, f"{self.heading}\n\n{body}")
+
+
+def parts_asked(description: str, parts: Sequence[str]) -> list[str]:
+    """The parts that the command line names; all where it names none."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (default: all)")
+    asked = parser.parse_args().parts or list(parts)
+    if unknown := [part for part in asked if part not in parts]:
+        parser.error(f"there is no part {unknown[0]!r}; choose among {', '.join(parts)}")
+    return asked
 
 
 def origin(command: str) -> str:

@@ -9,7 +9,6 @@ Teachers learn from split `teacher`, students from the pseudo-annotations of `tr
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import partial_teachers
 import torch
-from document import Document, origin
+from document import Document, origin, parts_asked
 from runs import DATA, ROOT, RUNS, Run, carry_out
 from timing import median_ms
 from transfer import EXPERIMENTS
@@ -191,9 +190,4 @@ def speed(run: Run, teacher: Run) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
-    asked = parser.parse_args().parts or list(PARTS)
-    if unknown := [part for part in asked if part not in PARTS]:
-        parser.error(f"there is no part {unknown[0]!r}; choose among {', '.join(PARTS)}")
-    main(asked)
+    main(parts_asked(__doc__, list(PARTS)))

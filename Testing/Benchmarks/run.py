@@ -7,13 +7,12 @@ KT_DATA=/my/data make bench
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
 import tables
-from document import Document, origin
+from document import Document, origin, parts_asked
 from side import DATA, ROOT
 
 PARTS = {  # part of the document -> what measures it and writes it as Markdown
@@ -49,9 +48,4 @@ def main(wanted: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
-    asked = parser.parse_args().parts or list(PARTS)
-    if unknown := [part for part in asked if part not in PARTS]:
-        parser.error(f"there is no part {unknown[0]!r}; choose among {', '.join(PARTS)}")
-    main(asked)
+    main(parts_asked(__doc__, list(PARTS)))
