@@ -127,8 +127,8 @@ def _study(options: argparse.Namespace, listener) -> int:
     same = options.test_cohort is None
     test = step.Cases(options.cohort if same else options.test_cohort, options.test_split, options.labels)
     result = step.study(
-        options.run, (cases, test), options.plan, teacher=options.teacher, seeds=options.seeds, listener=listener,
-        **_asked(options, DistilSettings),
+        options.run, (cases, test), options.plan, teacher=options.teacher, seeds=options.seeds, at_once=options.at_once,
+        listener=listener, **_asked(options, DistilSettings),
     )  # fmt: skip
     return _status(result["problems"], len(result["cells"]))
 

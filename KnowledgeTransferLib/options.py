@@ -184,6 +184,9 @@ def _add_study(steps) -> None:
     step.add_argument("--plan", metavar="PLAN", help=f"{', '.join(PLANS)}, or a JSON file (default: scales)")
     step.add_argument("--teacher", metavar="PATH", type=Path, help="bundle that teaches, made by KnowledgeTransfer")
     step.add_argument("--seeds", type=int, help="trainings of each cell (default: 3)")
+    step.add_argument(
+        "--at-once", metavar="N", type=int, help="trainings at the same time (default: one on each GPU, else one)"
+    )
     _add_cohort(step)
     step.add_argument(
         "--test-cohort", metavar="PATH", type=Path, help="what students are measured on (default: --cohort)"

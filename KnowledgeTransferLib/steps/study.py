@@ -54,17 +54,18 @@ class _Job:
     run: RunDirectory
     request: dict
     progress: Progress
-    devices: Queue  # what CUDA_VISIBLE_DEVICES is for each training that may run at a time; None: as it is
+    places: Queue  # environment variables of each training that may run at a time: its GPU, or its share of the cores
     children: list[subprocess.Popen]
 
 
-def study(
+def study(  # noqa: PLR0913
     run: RunDirectory | Path | str,
     cases: tuple[Cases, Cases] | None = None,
     plan: str | None = None,
     *,
     teacher: Path | str | None = None,
     seeds: int | None = None,
+    at_once: int | None = None,
     listener: Listener | None = None,
     **asked,
 ) -> dict:
@@ -78,6 +79,8 @@ def study(
         teacher: bundle that teaches, made by KnowledgeTransfer: it annotates where cells learn pseudo-annotations, and
             runs beside the student where losses need it. All cells have its preprocessing.
         seeds: trainings of each cell (default: 3).
+        at_once: trainings at the same time (default: one on each GPU, else one). On a CPU they share its cores; another
+            number of cores sums in another order, so that weights differ in their last bits.
         asked: fields of DistilSettings that all cells have.
 
     Returns:
@@ -94,7 +97,7 @@ def study(
         cells = _cells(request)
         _refuse_overlap(request)
         _begin(run, request, cells)
-        with _job(run, request, progress) as job:
+        with _job(run, _places(request, at_once), request, progress) as job:
             if any(map(needs_annotations, cells)):
                 _annotate(job)
             _carry_out_all(job, cells)
@@ -179,12 +182,12 @@ def _begin(run: RunDirectory, request: dict, cells: list[Cell]) -> None:
 
 
 @contextmanager
-def _job(run: RunDirectory, request: dict, progress: Progress) -> Iterator[_Job]:
+def _job(run: RunDirectory, places: list[dict[str, str]], request: dict, progress: Progress) -> Iterator[_Job]:
     """The study at work; no child outlives it."""
-    devices: Queue = Queue()
-    for device in _devices(request["settings"].get("device", "auto")):
-        devices.put(device)
-    job = _Job(run, request, progress, devices, [])
+    free: Queue = Queue()
+    for place in places:
+        free.put(place)
+    job = _Job(run, request, progress, free, [])
     try:
         yield job
     finally:
@@ -192,10 +195,21 @@ def _job(run: RunDirectory, request: dict, progress: Progress) -> Iterator[_Job]
             child.kill()
 
 
-def _devices(asked: str) -> list[str | None]:
-    """One training at a time on each GPU; on anything else one at all."""
+def _places(request: dict, at_once: int | None) -> list[dict[str, str]]:
+    """Environment variables of each training that may run at a time."""
+    if at_once is not None and at_once < 1:
+        raise ValueError(f"--at-once {at_once}: at least one training runs at a time")
+    gpus = _gpus(request["settings"].get("device", "auto"))
+    if gpus:
+        return [{"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} for number in range(at_once or len(gpus))]
+    cores = os.cpu_count() or 1
+    return [{"OMP_NUM_THREADS": str(max(1, cores // at_once))} for _ in range(at_once)] if at_once else [{}]
+
+
+def _gpus(asked: str) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may be to see one of the GPUs; none without CUDA."""
     if pick_device(asked) != "cuda":
-        return [None]
+        return []
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -206,7 +220,7 @@ def _annotate(job: _Job) -> None:
     """Let the teacher annotate the cohort, once for all cells."""
     job.progress.message(f"the teacher annotates {job.request['cases']['path']}")
     options = [*Cases(**job.request["cases"]).options, "--teacher", f"{job.request['teacher']}=1"]
-    failed = _run_step(job, RunDirectory(job.run.annotated), ["annotate", job.run.annotated, *options], None)
+    failed = _run_step(job, RunDirectory(job.run.annotated), ["annotate", job.run.annotated, *options], {})
     if failed:
         raise ValueError(f"the teacher cannot annotate the cohort: {failed}")
 
@@ -215,7 +229,7 @@ def _carry_out_all(job: _Job, cells: list[Cell]) -> None:
     done = [cell for cell in cells if _run_of(job, cell).evaluation.is_file()]
     left = [cell for cell in cells if cell not in done]
     stage = job.progress.stage("trainings", len(cells), len(done))
-    with ThreadPoolExecutor(max_workers=job.devices.qsize()) as threads:
+    with ThreadPoolExecutor(max_workers=job.places.qsize()) as threads:
         futures = {threads.submit(_carry_out, job, cell): cell for cell in left}
         waiting = set(futures)
         while waiting:
@@ -246,19 +260,19 @@ def _carry_out(job: _Job, cell: Cell) -> str:
         Cancelled: the user asked the study to stop.
     """
     job.progress.check()
-    run, device = _run_of(job, cell), job.devices.get()
+    run, place = _run_of(job, cell), job.places.get()
     try:
         _prepare(job, cell, run)
         method = ["--method", f"student={run.student}"]
         device_of_students = ["--device", job.request["settings"].get("device", "auto")]
-        return _run_step(job, run, ["distil", run.path, *Cases(**job.request["cases"]).options], device) or _run_step(
+        return _run_step(job, run, ["distil", run.path, *Cases(**job.request["cases"]).options], place) or _run_step(
             job,
             run,
             ["evaluate", run.path, *Cases(**job.request["test"]).options, *method, *device_of_students],
-            device,
+            place,
         )
     finally:
-        job.devices.put(device)
+        job.places.put(place)
 
 
 def _run_of(job: _Job, cell: Cell) -> RunDirectory:
@@ -291,11 +305,11 @@ def _linked(source: Path, target: Path) -> None:
             shutil.copy2(source, target)
 
 
-def _run_step(job: _Job, run: RunDirectory, arguments: list, device: str | None) -> str:
+def _run_step(job: _Job, run: RunDirectory, arguments: list, place: dict[str, str]) -> str:
     """Run one step in a process of its own; what went wrong, or nothing. A child is asked to stop, never killed."""
     while run.held() and not job.progress.stop_asked():
         time.sleep(POLL_S)  # a study that was killed left it at work
-    child = _started(arguments, device)
+    child = _started(arguments, place)
     job.children.append(child)
     while child.poll() is None:
         if job.progress.stop_asked():
@@ -310,11 +324,11 @@ def _run_step(job: _Job, run: RunDirectory, arguments: list, device: str | None)
     return (state.text if state else "") or f"{arguments[0]} ended with status {child.returncode}"
 
 
-def _started(arguments: list, device: str | None) -> subprocess.Popen:
+def _started(arguments: list, place: dict[str, str]) -> subprocess.Popen:
     """A step of this library in a process of its own, which Ctrl-C in the terminal does not reach."""
     home = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path} | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
+    environment = {**os.environ, "PYTHONPATH": path, **place}
     apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
     return subprocess.Popen(
         [sys.executable, "-m", PACKAGE, *map(str, arguments)], env=environment, stdin=subprocess.DEVNULL,

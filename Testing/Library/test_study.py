@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -145,7 +146,7 @@ def test_a_whole_study_from_the_shell(command, plan, a_foreign_cohort, a_teacher
 class Child:
     """Stands in for a process: carries out one step in a moment, or fails."""
 
-    def __init__(self, arguments: list, device, fails: str = "", dices=None):
+    def __init__(self, arguments: list, place, fails: str = "", dices=None):
         step, folder = arguments[0], RunDirectory(arguments[1])
         self.returncode = 2 if fails and fails in str(folder.path) else 0
         with folder.locked(step):
@@ -179,16 +180,16 @@ def started(monkeypatch) -> list:
     """The command lines of the children, which are no real ones."""
     lines = []
 
-    def start(arguments, device):
+    def start(arguments, place):
         lines.append(list(map(str, arguments)))
-        return Child(arguments, device)
+        return Child(arguments, place)
 
     monkeypatch.setattr(module, "_started", start)
     return lines
 
 
 def test_a_failed_cell_is_told_and_the_others_go_on(monkeypatch, tmp_path, plan, cases, a_teacher):
-    monkeypatch.setattr(module, "_started", lambda arguments, device: Child(arguments, device, fails="baseline"))
+    monkeypatch.setattr(module, "_started", lambda arguments, place: Child(arguments, place, fails="baseline"))
     asked = {"teacher": a_teacher, "seeds": 2, "annotations": "expert"}
     content = study(tmp_path / "study", cases, plan, **asked)
     assert [problem["message"] for problem in content["problems"]] == ["it broke", "it broke"]
@@ -202,10 +203,10 @@ def test_a_failed_cell_is_told_and_the_others_go_on(monkeypatch, tmp_path, plan,
 def test_a_stopped_study_goes_on_where_it_was(tmp_path, plan, cases, a_teacher, started, monkeypatch):
     run, usual = RunDirectory(tmp_path / "study"), module._started
 
-    def stopping(arguments, device):
+    def stopping(arguments, place):
         if len(started) == 4:
             run.cancel.touch()
-        return usual(arguments, device)
+        return usual(arguments, place)
 
     monkeypatch.setattr(module, "_started", stopping)
     asked = {"teacher": a_teacher, "annotations": "expert"}
@@ -254,14 +255,14 @@ def test_the_teacher_annotates_once_and_only_where_pseudo_annotations_are_learnt
 
 
 def test_each_gpu_gets_one_training_at_a_time(monkeypatch, tmp_path, plan, cases, a_teacher):
-    monkeypatch.setattr(module, "_devices", lambda asked: ["0", "1"])
+    monkeypatch.setattr(module, "_gpus", lambda asked: ["0", "1"])
     busy, most = [], []
 
     class Watched(Child):
-        def __init__(self, arguments, device):
-            busy.append(device)
+        def __init__(self, arguments, place):
+            busy.append(place["CUDA_VISIBLE_DEVICES"])
             most.append(sorted(busy))
-            super().__init__(arguments, device)
+            super().__init__(arguments, place)
 
         def poll(self):
             if self.returncode is not None and busy:
@@ -273,10 +274,38 @@ def test_each_gpu_gets_one_training_at_a_time(monkeypatch, tmp_path, plan, cases
     assert {device for devices in most for device in devices} == {"0", "1"}
 
 
+def test_trainings_at_the_same_time_share_what_there_is(monkeypatch):
+    cores = module.os.cpu_count()
+    on_the_cpu = {"settings": {"device": "cpu"}}
+    assert module._places(on_the_cpu, None) == [{}]
+    assert module._places(on_the_cpu, 2) == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2
+    assert module._places(on_the_cpu, 4 * cores) == [{"OMP_NUM_THREADS": "1"}] * 4 * cores
+    with pytest.raises(ValueError, match="--at-once 0: at least one"):
+        module._places(on_the_cpu, 0)
+    monkeypatch.setattr(module, "_gpus", lambda asked: ["0", "1"])
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in module._places(on_the_cpu, 3)] == ["0", "1", "0"]
+
+
+def test_cells_are_trained_at_the_same_time_where_that_is_asked_for(
+    monkeypatch, tmp_path, plan, cases, a_teacher, started
+):
+    together, usual = threading.Barrier(2), module._started
+
+    def start(arguments, place):
+        if arguments[0] == "distil":
+            together.wait(20)  # breaks unless two trainings are begun before one ends
+        return usual(arguments, place)
+
+    monkeypatch.setattr(module, "_started", start)
+    asked = {"teacher": a_teacher, "seeds": 1, "annotations": "expert"}
+    content = study(tmp_path / "study", cases, plan, at_once=2, **asked)
+    assert not content["problems"] and [line[0] for line in started].count("distil") == 2
+
+
 def test_a_child_gets_its_gpu_and_is_out_of_reach_of_ctrl_c(monkeypatch):
     seen = {}
     monkeypatch.setattr(subprocess, "Popen", lambda line, **given: seen.update(given, line=line))
-    module._started(["distil", "run"], "3")
+    module._started(["distil", "run"], {"CUDA_VISIBLE_DEVICES": "3"})
     assert seen["env"]["CUDA_VISIBLE_DEVICES"] == "3" and seen["start_new_session"]
     assert seen["line"][1:] == ["-m", "KnowledgeTransferLib", "distil", "run"]
 
@@ -286,11 +315,11 @@ def test_a_cell_is_the_training_that_the_same_settings_give(
 ):
     """Settings reach a training through its settings.json alone."""
 
-    def start(arguments, device):
+    def start(arguments, place):
 
         if arguments[0] == "distil":
             distil(arguments[1], read_cohort(a_foreign_cohort, "transferal"))
-        child = Child(["", arguments[1]], device)
+        child = Child(["", arguments[1]], place)
         if arguments[0] == "evaluate":
             write_json(RunDirectory(arguments[1]).evaluation, evaluation([0.5, 0.7]))
         return child
