@@ -40,14 +40,14 @@ class Set:
 
 
 SETS = {
-    "scd_lv_myocardium": Set("MRI", 1000, 16),
-    "hippocampus_mri": Set("MRI", 500, 4),
-    "la_heart_lge_mri": Set("MRI", 500, 2, ("--spacing-mm", "2.5", "2.5", "2.5")),
+    "scd_lv_myocardium": Set("MRI", 500, 16),
+    "hippocampus_mri": Set("MRI", 300, 4),
+    "la_heart_lge_mri": Set("MRI", 300, 2, ("--spacing-mm", "2.5", "2.5", "2.5")),
     "busi": Set("ultrasound", 500, 8, HALF_SIZE, "bus_uclm"),
-    "bus_uclm": Set("ultrasound", 500, 8, HALF_SIZE, "busi"),
-    "hc18_fetal_head": Set("ultrasound", 500, 8, HALF_SIZE),
-    "drive_vessels": Set("fundus photographs", 500, 8, PATCHES, "chase_vessels"),
-    "chase_vessels": Set("fundus photographs", 500, 8, PATCHES, "drive_vessels"),
+    "bus_uclm": Set("ultrasound", 300, 8, HALF_SIZE, "busi"),
+    "hc18_fetal_head": Set("ultrasound", 300, 8, HALF_SIZE),
+    "drive_vessels": Set("fundus photographs", 300, 8, PATCHES, "chase_vessels"),
+    "chase_vessels": Set("fundus photographs", 300, 8, PATCHES, "drive_vessels"),
 }
 ONE_PER_MODALITY = ("scd_lv_myocardium", "busi", "drive_vessels")
 SEVERAL = ("scd_lv_myocardium", "hippocampus_mri", "busi", "hc18_fetal_head", "drive_vessels")
