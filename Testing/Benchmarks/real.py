@@ -13,6 +13,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import contrastive
 import numpy as np
 import partial_teachers
 import torch
@@ -102,6 +103,7 @@ PARTS = {
     "ultrasound": ultrasound,
     "partial": partial_knowledge,
     **{name: partial(transfer, name) for name in EXPERIMENTS},
+    **contrastive.PARTS,
 }
 
 

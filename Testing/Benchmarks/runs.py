@@ -28,6 +28,7 @@ class Run:
     name: str
     commands: tuple[tuple[str, ...], ...]
     after: tuple[str, ...] = ()
+    program: tuple[str, ...] = ("-m", "KnowledgeTransferLib")  # for Python: what takes the commands
 
     @property
     def folder(self) -> Path:
@@ -42,7 +43,8 @@ class Run:
 
     def text(self) -> str:
         """The commands as somebody would type them."""
-        return "\n".join(f"knowledge-transfer {shlex.join(map(shorten, words))}" for words in self.words())
+        name = "knowledge-transfer" if "-m" in self.program else f"python {shorten(*self.program)}"
+        return "\n".join(f"{name} {shlex.join(map(shorten, words))}" for words in self.words())
 
 
 def carry_out(runs: list[Run], at_once: int | None = None) -> dict[str, str]:
@@ -90,7 +92,7 @@ def _carry_out(run: Run, at_once: int) -> str:
             continue
         began = time.monotonic()
         ended = subprocess.run(
-            [sys.executable, "-m", "KnowledgeTransferLib", *words], cwd=ROOT, env=environment, capture_output=True,
+            [sys.executable, *run.program, *words], cwd=ROOT, env=environment, capture_output=True,
             text=True, encoding="utf-8", check=False,
         )  # fmt: skip
         if ended.returncode:
@@ -106,4 +108,7 @@ def seconds_of(run: Run) -> float:
 
 
 def shorten(word: str) -> str:
-    return word.replace(f"{DATA}/", "../shared/data/").replace(f"{RUNS}/", "real_runs/")
+    places = {f"{DATA}/": "../shared/data/", f"{RUNS}/": "real_runs/", f"{ROOT}/": ""}
+    for place, name in places.items():
+        word = word.replace(place, name)
+    return word

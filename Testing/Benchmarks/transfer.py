@@ -173,7 +173,7 @@ def table(columns: tuple[str, ...], rows: dict[tuple, list[Run]], failed: dict, 
 def comparison(runs: list[Run]) -> dict:
     """What one row of the table says of runs that differ by their seed alone."""
     evaluations = [read_json(run.folder / "evaluation.json") for run in runs]
-    found = _mean_over([dice_of_patients(evaluation, "student") for evaluation in evaluations])
+    found = mean_over([dice_of_patients(evaluation, "student") for evaluation in evaluations])
     others = [dice_of_patients(evaluations[0], name) for name in evaluations[0]["methods"] if name != "student"]
     best = max(others, key=lambda dice: np.mean(list(dice.values())))
     patients = [patient for patient in found if patient in best]
@@ -190,7 +190,7 @@ def dice_of_patients(evaluation: dict, method: str) -> dict[str, float]:
     return group_means([row for row in rows if row["method"] == method], "dice")
 
 
-def _mean_over(parts: list[dict[str, float]]) -> dict[str, float]:
+def mean_over(parts: list[dict[str, float]]) -> dict[str, float]:
     return {patient: float(np.mean([part[patient] for part in parts])) for patient in parts[0]}
 
 

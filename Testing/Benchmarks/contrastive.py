@@ -1,0 +1,262 @@
+"""Contrastive: the experiments of multi-task multi-scale contrastive distillation (arXiv:2406.03173) on real data.
+
+A teacher learns from all expert annotations of split `teacher`, its student from those of half of the patients. What
+helps is chosen on split `transferal`; `test` is evaluated once, for what was chosen. Every cell is an ordinary run.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from itertools import combinations, product
+from pathlib import Path
+
+import numpy as np
+from runs import DATA, ROOT, RUNS, Run, carry_out
+from transfer import HALF_SIZE, SEEDS, dice_of_patients, mean_over
+
+from KnowledgeTransferLib.learning.metrics import holm, mean_with_interval, signed_rank
+from KnowledgeTransferLib.records.cohort import read_cohort, write_names
+from KnowledgeTransferLib.records.losses import USUAL_WEIGHTS
+from KnowledgeTransferLib.records.run_directory import read_json, write_json
+
+HEART = DATA / "scd_lv_myocardium"
+SCALES = ("encoder", "bottleneck", "decoder")
+KINDS = ("contrastive", "feature-mse")
+BASE = "no distillation"
+HALF = ("--annotations", "expert", "--labelled-share", "0.5")
+QUICK = ("--batch-size", "8", "--precision", "bf16-mixed")
+EPOCHS = {"heart": 50, "lesions": 28}  # of a student that learns from half of the labels: about 400 iterations each
+PUBLISHED = (
+    "--loss",
+    "dice-ce=0.4",
+    "--loss",
+    "contrastive=0.4",
+    "--loss",
+    "response=0.2",
+    "--scales",
+    ",".join(SCALES),
+)
+
+
+def scales() -> str:
+    """S1 on the heart: every sum of scales, with and without response, contrastive and mean squared difference."""
+    study = scale_study()
+    must([teacher("heart"), study])
+    title = "What helps a small student: scales and losses (heart, S1, half of the labels)"
+    return described(title, study, f"Best on `transferal`: **{best_cell()}**.")
+
+
+def published() -> str:
+    """The published training step beside ours, and what was chosen beside no distillation, on the test split."""
+    must([teacher("heart"), scale_study()])
+    arms = {BASE: _cells_of_study(BASE), f"chosen: {best_cell()}": _cells_of_study(best_cell())}
+    runs = {way: [_step(way, seed) for seed in SEEDS] for way in ("published", "ours")}
+    arms["the published step, with its faults"] = [run.student for run in runs["published"]]
+    arms["our step, with the published weights"] = [run.student for run in runs["ours"]]
+    numbered = {
+        f"arm{arm}-{seed}": path
+        for arm, paths in enumerate(arms.values())
+        for seed, path in zip(SEEDS, paths, strict=True)
+    }
+    methods = [word for name, path in numbered.items() for word in ("--method", f"{name}={path}")]
+    trained = [run for part in runs.values() for run in part]
+    test = Run(
+        "scales/test",
+        (("evaluate", "--cohort", str(HEART), "--split", "test", *methods),),
+        tuple(run.name for run in trained),
+    )
+    must([teacher("heart"), *trained, test])
+    evaluation = read_json(test.folder / "evaluation.json")
+    dice = {
+        title: mean_over([dice_of_patients(evaluation, f"arm{arm}-{seed}") for seed in SEEDS])
+        for arm, title in enumerate(arms)
+    }
+    listing = "\n".join(run[0].text() for run in runs.values())
+    return (
+        "## The published training step beside ours (heart, S1, half of the labels, split `test`)\n\n"
+        "Same networks, data, length and seeds. The published step projects the teacher's features by weights that are "
+        "drawn anew in each batch and never trained, and takes a softmax over one channel, so that its prediction-map "
+        f"loss is constant (Testing/Benchmarks/published_step.py).\n\n```bash\n{listing}\n```\n\n{comparisons(dice)}"
+    )  # fmt: skip
+
+
+def lesions() -> str:
+    """S1 and S2 on breast lesions: features, pseudo-annotations, both together, and all labels without a teacher."""
+    must([teacher("heart"), scale_study()])
+    features = _plan()["cells"][best_cell()]
+    both = {"annotations": "both", "epochs": EPOCHS["lesions"] // 2}  # twice the images: the same number of iterations
+    cells = {
+        BASE: {},
+        "features": features,
+        "pseudo-annotations": both,
+        "pseudo-annotations + features": {**both, **features},
+        "all expert labels, no distillation": {"labelled_share": 1.0, "epochs": EPOCHS["lesions"] // 2},
+    }
+    plan = {"cells": cells, "grid": {"student": ["s1", "s2"]}}
+    study = _study(
+        "lesions", plan, ("--cohort", str(_lesions()), "--split", "teacher", "--test-split", "test", *HALF_SIZE)
+    )
+    must([teacher("lesions"), study])
+    title = "Features, pseudo-annotations and both together (breast lesions in ultrasound, half of the labels, split `test`)"
+    said = f"*Features*: {best_cell()}, as chosen on the heart. Pseudo-annotations: of the other half of the images, by the same teacher."
+    return described(title, study, f"{said}\n\n{_together(study)}")
+
+
+PARTS = {"scales": scales, "published": published, "lesions": lesions}
+
+
+def must(runs: list[Run]) -> None:
+    """Carry out runs, each study with as many trainings at once as there are cores; a failure ends it."""
+    failed = carry_out(runs, at_once=1 if any(run.commands[0][0] == "study" for run in runs) else None)
+    if failed:
+        raise SystemExit("\n".join(f"{name}: {why}" for name, why in failed.items()))
+
+
+def teacher(data: str) -> Run:
+    """About 2 million parameters, on all expert annotations of split `teacher`."""
+    cohort, size, epochs = {"heart": (HEART, (), "47"), "lesions": (_lesions(), HALF_SIZE, "16")}[data]
+    learn = ("--cohort", str(cohort), "--split", "teacher", "--annotations", "expert", "--student", "medium", *size)
+    return Run(f"scales/teacher of {data}", (("distil", *learn, "--epochs", epochs, *QUICK, "--seed", "0"),))
+
+
+def scale_study() -> Run:
+    return _study(
+        "heart",
+        _plan(),
+        ("--cohort", str(HEART), "--split", "teacher", "--test-split", "transferal", "--student", "s1"),
+    )
+
+
+def _study(data: str, plan: dict, cases: tuple[str, ...]) -> Run:
+    file = RUNS / "scales" / f"plan of {data}.json"
+    write_json(file, plan)
+    taught = ("--teacher", teacher(data).student, "--plan", str(file), "--seeds", str(len(SEEDS)), "--at-once", "2")
+    length = ("--epochs", str(EPOCHS[data]), "--validate-every-epochs", str(EPOCHS[data] // 7))
+    return Run(f"scales/study of {data}", (("study", *cases, *taught, *HALF, *length, *QUICK),), (teacher(data).name,))
+
+
+def _plan() -> dict:
+    """Nothing, response alone, and both kinds of losses at all sums of scales, each without and with response."""
+    response = {"response": USUAL_WEIGHTS["response"]}
+    cells = {BASE: {}, "response": {"losses": response}}
+    sums = [chosen for count in (1, 2, 3) for chosen in combinations(SCALES, count)]
+    for kind, with_response, chosen in product(KINDS, (False, True), sums):
+        name = f"{kind} {' + '.join(chosen)}{', response' if with_response else ''}"
+        cells[name] = {
+            "losses": {kind: USUAL_WEIGHTS[kind], **(response if with_response else {})},
+            "scales": list(chosen),
+        }
+    return {"cells": cells}
+
+
+def best_cell() -> str:
+    """The cell with the best Dice on `transferal` among those that look at features."""
+    cells = [cell for cell in _results(scale_study()) if cell["name"] not in (BASE, "response")]
+    return max(cells, key=lambda cell: cell["dice"]["mean"])["name"]
+
+
+def _results(study: Run) -> list[dict]:
+    return read_json(study.folder / "study.json")["cells"]
+
+
+def _cells_of_study(name: str) -> list[str]:
+    """The students of a cell, seed by seed."""
+    study = scale_study()
+    folders = next(cell["folders"] for cell in _results(study) if cell["name"] == name)
+    return [str(study.folder / "cells" / folder / "student") for folder in folders]
+
+
+def _step(way: str, seed: int) -> Run:
+    """A training with the published weights: by the published step, or by ours."""
+    learn = (
+        "--cohort",
+        str(HEART),
+        "--split",
+        "teacher",
+        "--student",
+        "s1",
+        *HALF,
+        "--live-teacher",
+        teacher("heart").student,
+    )
+    length = ("--epochs", str(EPOCHS["heart"]), "--validate-every-epochs", str(EPOCHS["heart"] // 7))
+    command = ("distil", *learn, *length, *QUICK, *PUBLISHED, "--seed", str(seed))
+    run = Run(f"scales/{way} step {seed}", (command,), (teacher("heart").name,))
+    return (
+        replace(run, program=(str(ROOT / "Testing" / "Benchmarks" / "published_step.py"),))
+        if way == "published"
+        else run
+    )
+
+
+def _lesions() -> Path:
+    """The images of busi that show a lesion, as a cohort of their own."""
+    folder = RUNS / "scales" / "lesions"
+    file = folder / "cohort.csv"
+    if not file.is_file():
+        whole = read_cohort(DATA / "busi")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_names(folder, whole.labels)
+        with file.open("w", newline="", encoding="utf-8") as table:
+            rows = csv.writer(table)
+            rows.writerow(("id", "group", "split", "image", "label"))
+            rows.writerows((c.id, c.group, c.split, c.images[0], c.label) for c in whole.cases if "normal" not in c.id)
+    return file
+
+
+def described(title: str, study: Run, more: str) -> str:
+    return f"## {title}\n\n```bash\n{study.text()}\n```\n\n{_table(_results(study))}\n\n{more}"
+
+
+def _table(cells: list[dict]) -> str:
+    """The study's own figures: every cell against the first one of its student."""
+    lines = ["| student | trained with | Dice | gain | p | p (Holm) | effect (d_z) | ms per step |", "|---" * 8 + "|"]
+    for cell in cells:
+        tests = cell["against"]
+        signs = (
+            [f"{tests['gain_percent']:+.1f}%", f"{tests['p']:.2g}", f"{tests['p_holm']:.2g}", f"{tests['effect']:.2f}"]
+            if tests
+            else [""] * 4
+        )
+        row = [cell["point"] or "s1", cell["name"], interval(cell["dice"]), *signs, f"{cell['cost']['step_ms']:.0f}"]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _together(study: Run) -> str:
+    """The combination against each method alone and against all labels, student by student."""
+    dice = {}
+    for cell in _results(study):
+        evaluations = [read_json(study.folder / "cells" / folder / "evaluation.json") for folder in cell["folders"]]
+        means = mean_over([dice_of_patients(evaluation, "student") for evaluation in evaluations])
+        dice.setdefault(cell["point"], {})[cell["name"]] = means
+    combined = "pseudo-annotations + features"
+    parts = []
+    for student, found in dice.items():
+        ordered = {combined: found[combined], **found}
+        parts.append(f"{student}: `{combined}` against the others.\n\n{comparisons(ordered)}")
+    return "\n\n".join(parts)
+
+
+def comparisons(dice: dict[str, dict[str, float]]) -> str:
+    """A table of every method's Dice by patient against the first one's; Holm's correction over the table."""
+    (base_name, base), *others = dice.items()
+    patients = list(base)
+    differences = {name: np.array([found[p] - base[p] for p in patients]) for name, found in others}
+    p_values = {name: signed_rank(values) for name, values in differences.items()}
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    lines = [f"| | Dice | difference to {base_name} | p | p (Holm) |", "|---|---|---|---|---|"]
+    for name, found in dice.items():
+        mean = interval(mean_with_interval([found[p] for p in patients]))
+        tests = (
+            f"{differences[name].mean():+.4f} | {p_values[name]:.2g} | {corrected[name]:.2g}"
+            if name != base_name
+            else " | | "
+        )
+        lines.append(f"| {name} | {mean} | {tests} |")
+    return "\n".join(lines)
+
+
+def interval(figure: dict) -> str:
+    return f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
