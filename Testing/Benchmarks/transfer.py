@@ -23,7 +23,9 @@ HALF_SIZE = ("--spacing-mm", "2", "2", "1")
 PATCHES = (*HALF_SIZE, "--patch-size-voxels", "128", "128", "1")
 STUDENTS = ("unet", "attention-unet", "sdu-net", "deeplabv3plus", "panoptic-fpn")  # the five of the paper
 TEACHERS = ("large", "segresnet")
-USUAL = "small"  # the student where one stands for all
+COMMITTEE = ("large", "segresnet", "unet")  # of several teachers
+USUAL = "segresnet"  # the student where one stands for all
+TUNED = "small"  # the student that is fine-tuned
 SEEDS = (0, 1, 2)
 SHARES = ("0.1", "0.25", "0.5", "1")
 
@@ -74,9 +76,9 @@ def several() -> Experiment:
     rows, teachers = {}, {}
     for data in SEVERAL:
         other = SETS[data].other_site
-        some = [teacher(data, design) for design in TEACHERS] + ([teacher(other, TEACHERS[0])] if other else [])
+        some = [teacher(data, design) for design in COMMITTEE] + ([teacher(other, TEACHERS[0])] if other else [])
         teachers |= {run.name: run for run in some}
-        names = " + ".join([*TEACHERS, *([f"{TEACHERS[0]} of {other}"] if other else [])])
+        names = " + ".join([*COMMITTEE, *([f"{TEACHERS[0]} of {other}"] if other else [])])
         rows[data, names, USUAL] = [
             student(f"several/{data} {USUAL} {seed}", data, some, USUAL, seed) for seed in SEEDS
         ]  # fmt: skip
@@ -89,17 +91,17 @@ def tuned() -> Experiment:
     """Transfer and then fine-tuning, against training from scratch, on shares of the expert labels."""
     runs, rows = {}, {}
     for data, share in product(ONE_PER_MODALITY, SHARES):
-        begun = single_student(data, TEACHERS[0], USUAL, 0)
+        begun = single_student(data, TEACHERS[0], TUNED, 0)
         scratch, finetuned = (Run(f"tuned/{data} {share} {way}", ()) for way in ("scratch", "transfer"))
         options = ("--annotations", "expert", "--labelled-share", share)
-        scratch = replace(scratch, commands=(training(data, USUAL, 0, *options),))
+        scratch = replace(scratch, commands=(training(data, TUNED, 0, float(share), *options),))
         commands = (
-            training(data, "", 0, *options, "--from", begun.student),
+            training(data, "", 0, float(share), *options, "--from", begun.student),
             evaluation(data, f"scratch={scratch.student}", f"student={finetuned.student}"),
         )
         finetuned = replace(finetuned, commands=commands, after=(scratch.name, begun.name))
         runs |= {run.name: run for run in (teacher(data, TEACHERS[0]), begun, scratch, finetuned)}
-        rows[data, share, USUAL] = [finetuned]
+        rows[data, share, TUNED] = [finetuned]
     columns = ("data", "share of the expert labels", "student")
     title = "Transfer and fine-tuning against training from scratch"
     return title, list(runs.values()), lambda failed: table(columns, rows, failed, against="from scratch")
@@ -109,7 +111,7 @@ EXPERIMENTS = {"single": single, "tuned": tuned, "several": several}
 
 
 def teacher(data: str, design: str) -> Run:
-    return Run(f"teachers/{data} {design}", (training(data, design, 0, "--annotations", "expert"),))
+    return Run(f"teachers/{data} {design}", (training(data, design, 0, 1.0, "--annotations", "expert"),))
 
 
 def single_student(data: str, teacher_design: str, design: str, seed: int) -> Run:
@@ -129,11 +131,11 @@ def student(name: str, data: str, teachers: list[Run], design: str, seed: int) -
     return Run(name, commands, tuple(run.name for run in teachers))
 
 
-def training(data: str, design: str, seed: int, *options: str) -> tuple[str, ...]:
-    """On expert annotations; without a design where it follows from the bundle that is fine-tuned."""
+def training(data: str, design: str, seed: int, share: float, *options: str) -> tuple[str, ...]:
+    """On a share of the expert annotations; without a design where it follows from the bundle that is fine-tuned."""
     designed = ("--student", design) if design else ()
     cohort = ("--cohort", str(DATA / data), "--split", "teacher")
-    return ("distil", *cohort, *designed, *length(data, "teacher"), *options, "--seed", str(seed))
+    return ("distil", *cohort, *designed, *length(data, "teacher", share), *options, "--seed", str(seed))
 
 
 def evaluation(data: str, *methods: str) -> tuple[str, ...]:
@@ -141,10 +143,10 @@ def evaluation(data: str, *methods: str) -> tuple[str, ...]:
     return ("evaluate", "--cohort", str(DATA / data), "--split", "test", *named)
 
 
-def length(data: str, split: str) -> tuple[str, ...]:
-    """Size and length of a training: epochs that give the set's iterations, with eight looks at held-out patients."""
+def length(data: str, split: str, share: float = 1.0) -> tuple[str, ...]:
+    """Size and length of a training: the set's iterations whatever the share of the labels, eight looks in between."""
     size = SETS[data]
-    epochs = math.ceil(size.iterations * size.batch_size / cases(data, split))
+    epochs = math.ceil(size.iterations * size.batch_size / (share * cases(data, split)))
     looks = ("--validate-every-epochs", str(max(1, epochs // 8)))
     quick = ("--batch-size", str(size.batch_size), "--precision", "bf16-mixed")
     return (*size.options, "--epochs", str(epochs), *looks, *quick)
