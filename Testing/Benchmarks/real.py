@@ -13,6 +13,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import choices
 import contrastive
 import numpy as np
 import partial_teachers
@@ -103,6 +104,7 @@ PARTS = {
     "ultrasound": ultrasound,
     "partial": partial_knowledge,
     **{name: partial(transfer, name) for name in EXPERIMENTS},
+    "choices": choices.choices,
     **contrastive.PARTS,
 }
 
