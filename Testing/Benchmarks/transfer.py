@@ -23,7 +23,6 @@ HALF_SIZE = ("--spacing-mm", "2", "2", "1")
 PATCHES = (*HALF_SIZE, "--patch-size-voxels", "128", "128", "1")
 STUDENTS = ("unet", "attention-unet", "sdu-net", "deeplabv3plus", "panoptic-fpn")  # the five of the paper
 TEACHERS = ("large", "segresnet")
-COMMITTEE = ("large", "segresnet", "unet")  # of several teachers
 USUAL = "segresnet"  # the student where one stands for all
 TUNED = "small"  # the student that is fine-tuned
 SEEDS = (0, 1, 2)
@@ -76,9 +75,9 @@ def several() -> Experiment:
     rows, teachers = {}, {}
     for data in SEVERAL:
         other = SETS[data].other_site
-        some = [teacher(data, design) for design in COMMITTEE] + ([teacher(other, TEACHERS[0])] if other else [])
+        some = [teacher(data, design) for design in TEACHERS] + ([teacher(other, TEACHERS[0])] if other else [])
         teachers |= {run.name: run for run in some}
-        names = " + ".join([*COMMITTEE, *([f"{TEACHERS[0]} of {other}"] if other else [])])
+        names = " + ".join([*TEACHERS, *([f"{TEACHERS[0]} of {other}"] if other else [])])
         rows[data, names, USUAL] = [
             student(f"several/{data} {USUAL} {seed}", data, some, USUAL, seed) for seed in SEEDS
         ]  # fmt: skip
