@@ -7,6 +7,8 @@ import copy
 import importlib.util
 import io
 import warnings
+from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,8 +19,9 @@ from torch import nn
 from ..records import bundle
 from .archive import torchscript_risk
 from .networks import for_inference, plain
-from .openvino_graph import converted_model, import_openvino, openvino_model
+from .openvino_graph import converted_model, features_of, import_openvino, in_halves, openvino_model
 from .precision_cost import in_words
+from .predictor import Halves
 from .quantisation import Ranges
 
 if TYPE_CHECKING:
@@ -78,14 +81,16 @@ class OpenVino:
             made = "is made from images: `export --to openvino-int8`"
             raise ValueError(f"{student.folder}: holds no {OPENVINO_INT8}, which int8 needs; it {made}")
         model = core.read_model(self.file) if self.file else self.model_of(student)
-        options = {
+        self.options = {
             "INFERENCE_PRECISION_HINT": precision if precision != "int8" else "f32",  # int8 layers say so themselves
             "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }  # fmt: skip
-        self.model = core.compile_model(model, "CPU", options)
-        self.request = self.model.create_infer_request()
-        self.tensor, self.classes = ov.Tensor, student.labels.channels
+        self.model, self.whole = model, _Compiled(model, self.options)
+        if precision != "int8" and features_of(model):
+            self.factor = student.network.stem
+            body, head = (lambda batch, n=n: self.two[n](batch) for n in range(2))
+            self.halves = Halves(body, head, self.factor, student.labels.channels)
         self.about = f"OpenVINO {ov.__version__.split('-')[0]} on cpu, {precision}"
 
     @staticmethod
@@ -104,15 +109,38 @@ class OpenVino:
             found = f"8-bit integers are not known for {student.design.name} students ({error})"
             raise ValueError(f"{found}; take openvino, which runs them in f32 and bf16") from error
 
+    @cached_property
+    def two(self) -> tuple[_Compiled, _Compiled]:
+        """Body and head; compiled when the first large image comes."""
+        body, head = in_halves(self.model)
+        return _Compiled(body, self.options, Fraction(1, self.factor)), _Compiled(head, self.options, self.factor)
+
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        image = np.ascontiguousarray(batch.numpy(), np.float32)
-        logits = np.empty((len(image), self.classes, *image.shape[2:]), np.float32)
-        self.request.set_output_tensor(0, self.tensor(logits, shared_memory=True))  # else it would have to be copied
-        self.request.infer({0: self.tensor(image, shared_memory=True)}, share_outputs=True)
-        return torch.from_numpy(logits)
+        return self.whole(batch)
 
     def release(self) -> None:
-        self.request = self.model.create_infer_request()  # the old one holds its last image and logits
+        for compiled in (self.whole, *self.__dict__.get("two", ())):
+            compiled.release()
+
+
+class _Compiled:
+    """A compiled model: images to images, `grows` times the size."""
+
+    def __init__(self, model, options: dict, grows: Fraction | int = 1):
+        ov = import_openvino()
+        self.model, self.tensor = ov.Core().compile_model(model, "CPU", options), ov.Tensor
+        self.grows, self.channels = grows, model.output(0).get_partial_shape()[1].get_length()
+        self.request = self.model.create_infer_request()
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        image = np.ascontiguousarray(batch.numpy(), np.float32)
+        found = np.empty((len(image), self.channels, *(int(n * self.grows) for n in image.shape[2:])), np.float32)
+        self.request.set_output_tensor(0, self.tensor(found, shared_memory=True))  # else it would have to be copied
+        self.request.infer({0: self.tensor(image, shared_memory=True)}, share_outputs=True)
+        return torch.from_numpy(found)
+
+    def release(self) -> None:
+        self.request = self.model.create_infer_request()  # the old one holds its last image and what it found
         self.model.release_memory()
 
 
@@ -193,6 +221,7 @@ class Runner:
         self.backend, self.cost = backend, cost
         self.about = backend.about + (f", from {backend.file.name}" if backend.file else "")
         self.total_stride, self.margin = network.total_stride, network.margin
+        self.halves: Halves | None = getattr(backend, "halves", None)
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         return self.backend(batch)

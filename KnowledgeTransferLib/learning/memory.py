@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .predictor import blocks_of
+from .predictor import PIECE_VALUES, blocks_of, halves_of
 from .resources import FREE_SHARE, free_bytes, held_bytes
+from .way_back import TOGETHER
 
 if TYPE_CHECKING:
     from .student import Prepared, Student
     from .volume import Volume
 
 WAY_BACK_BYTES = 24  # for each voxel of a block: winners, cells, where its row of the class maps is
-OVERHEAD_BYTES = 100 << 20  # what is interpolated together, and the runtime's own
+OVERHEAD_BYTES = 100 << 20  # the corners of what is interpolated together, and the runtime's own
 PASS_BYTES = 360 << 20  # more at once takes memory and saves no time, for little of it stays in the processor's cache
 MOST_REPEATED = 1.5  # voxels that go through the network for each one of the image; what saves memory costs no more
 LARGEST_TENSOR = (1 << 31) - 1  # elements; some kernels count them in 32 bits
+COPIES = 4  # of the logits of a piece while they are made (measured: three to four)
 
 
 def fitting_voxels(student: Student, prepared: Prepared) -> int:
@@ -28,9 +30,9 @@ def fitting_voxels(student: Student, prepared: Prepared) -> int:
         ValueError: not even the smallest piece fits; the message says what would.
     """
     network, size = student.network, prepared.image.shape[1:]
-    rows = 4 * student.labels.channels  # of the way back, where every voxel lies at a border
-    each = bytes_per_voxel(student) + WAY_BACK_BYTES + rows
-    fixed = OVERHEAD_BYTES + math.prod(prepared.grid.shape) + 4 * prepared.image.numel()
+    each, fixed = _demand(student, math.prod(size))
+    fixed += OVERHEAD_BYTES + 4 * TOGETHER * student.labels.channels  # of the way back
+    fixed += math.prod(prepared.grid.shape) + 4 * prepared.image.numel()
     free = free_bytes(student.how.most_bytes)
     most = LARGEST_TENSOR // student.labels.channels
     if network.margin is None:
@@ -47,6 +49,16 @@ def fitting_voxels(student: Student, prepared: Prepared) -> int:
         advice = what_would_fit(fixed + smallest * each, student.how.most_bytes)
         raise ValueError(f"{prepared.name}: segmenting it {advice}, or take a student of coarser spacing")
     return _comfortable(network, size, fitting, PASS_BYTES // each)
+
+
+def _demand(student: Student, voxels: int) -> tuple[int, int]:
+    """Bytes that a pass takes for each voxel that goes through, and those that it takes for the image as a whole."""
+    channels = student.labels.channels
+    way_back = WAY_BACK_BYTES + 4 * channels  # where every voxel lies at a border
+    if not halves_of(student.runner, student.preprocessing.dimensions, student.how.mirror):
+        return bytes_per_voxel(student) + way_back, 0
+    body = int(4 * (1.5 * student.network.body_values_per_voxel + 2 * student.preprocessing.channels))
+    return body, min(PIECE_VALUES // channels, voxels) * (4 * COPIES * channels + way_back)
 
 
 def check_probabilities_fit(volume: Volume, classes: int, most_bytes: int | None = None) -> None:

@@ -24,6 +24,7 @@ TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 INSTANCE_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
 POOLS = (nn.MaxPool2d, nn.MaxPool3d)
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d)
+FEATURES = "features"  # the tensor that a U-Net's head turns into classes, each voxel by itself
 
 
 def import_openvino():
@@ -66,6 +67,24 @@ def converted_model(network: nn.Module, example: torch.Tensor):
     return _named(model)
 
 
+def features_of(model):
+    """The output within an openvino.Model that a U-Net's head turns into logits; None where it has none."""
+    outputs = (output for operation in model.get_ops() for output in operation.outputs())
+    return next((output for output in outputs if FEATURES in output.get_names()), None)
+
+
+def in_halves(model):
+    """The body and the head of an openvino.Model with such an output: images to features, and features to logits."""
+    ov, model = import_openvino(), model.clone()
+    features = features_of(model)
+    channels, *size = features.get_partial_shape()[1:]
+    seen = ov.opset13.parameter(ov.PartialShape([-1, channels, *[-1] * len(size)]), np.float32)
+    for place in features.get_target_inputs():
+        place.replace_source_output(seen.output(0))
+    body = ov.Model([ov.opset13.result(features)], model.get_parameters(), "body")
+    return body, ov.Model(model.get_results(), [seen], "head")
+
+
 def _named(model):
     for port, name in ((model.inputs[0], "image"), (model.outputs[0], "logits")):
         port.get_tensor().set_names({name})
@@ -92,7 +111,10 @@ class _Builder:
             elif node.op == "output":
                 return found[node.args[0]]
             elif node.op == "call_module":
-                found[node] = self.layer(self.layers[node.target], found[node.args[0]])
+                x = found[node.args[0]]
+                if node.target in ("head", "head.0") and getattr(self.network, "head_is_pointwise", False):
+                    x.output(0).get_tensor().set_names({FEATURES})
+                found[node] = self.layer(self.layers[node.target], x)
             else:
                 found[node] = self.function(node, found)
         raise NotImplementedError("the network has no output")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import combinations, product
 
 import torch
@@ -17,10 +18,30 @@ import torch.nn.functional as F
 from torch import nn
 
 WHOLE_VALUES = 1 << 28  # that a network holds at once (1 GiB in 32 bits)
+PIECE_VALUES = 1 << 22  # logits that the head of a network in halves makes at once (16 MiB)
+PIECE_STEP = 16  # of which the edges of such a piece are multiples, in voxels; runtimes are slow with thinner ones
 WINDOW_OVERLAP = 0.25
 Size = tuple[int, int, int]
 Block = tuple[Size, Size, torch.Tensor]
 Box = tuple[tuple[int, int], ...]  # first and last (exclusive) voxel along each axis
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A network in two: `body` makes features of images, `head` makes logits of any part of them, alone.
+
+    So the body, which needs little memory, goes over a whole image where the logits of all of it would not fit.
+    """
+
+    body: Callable[[torch.Tensor], torch.Tensor]  # (B, C, *size) to (B, F, *size / factor)
+    head: Callable[[torch.Tensor], torch.Tensor]  # (B, F, *size / factor) to (B, classes, *size)
+    factor: int
+    classes: int
+
+
+def halves_of(network, dimensions: int, mirror) -> Halves | None:
+    """The halves in which a network goes over an image, where it does."""
+    return getattr(network, "halves", None) if dimensions == 3 and not mirror else None  # noqa: PLR2004
 
 
 def whole_image_limit(values_per_voxel: float) -> int:
@@ -46,7 +67,7 @@ def class_maps(
 
     Args:
         network: `(B, C, *size)` to logits; knows its `total_stride` and, where it looks at a neighbourhood alone, the
-            `margin` of that.
+            `margin` of that; where it can be had in two, its `halves`.
         image: `(C, i, j, k)` on the CPU.
         dimensions: 2 runs slice by slice over k.
         limit_voxels: of the largest image that goes through the network in one pass.
@@ -60,6 +81,7 @@ def class_maps(
     size, stride = tuple(image.shape[1:]), network.total_stride
     image = _padded(image, dimensions, stride)
     margin = getattr(network, "margin", None)
+    halves = halves_of(network, dimensions, mirror)
     run = _mirrored(network, tuple(axis for axis in mirror if axis < dimensions))
     smallest = math.prod(image.shape[1 : 1 + dimensions])
     if margin is None and smallest > limit_voxels:
@@ -68,11 +90,31 @@ def class_maps(
         stop = tuple(min(b, n) for b, n in zip(full, size, strict=True))
         if any(a >= b for a, b in zip(start, stop, strict=True)):
             continue  # padding alone
-        part = image[_cut(region)]
+        part, ends = image[_cut(region)], tuple(min(n, r) for n, (_, r) in zip(size, region, strict=True))
+        if halves and math.prod(part.shape[1:]) * halves.classes > PIECE_VALUES:
+            yield from _piece_by_piece(halves, part, start, stop, region, ends)
+            continue
         maps = run(part[None])[0] if dimensions == 3 else run(part.permute(3, 0, 1, 2)).permute(1, 2, 3, 0)
-        ends = (min(b + 1, n, r) for b, n, (_, r) in zip(stop, size, region, strict=True))
-        yield start, stop, maps[_cut((a - r, b - r) for a, b, (r, _) in zip(start, ends, region, strict=True))]
+        yield start, stop, maps[_cut(_inside(start, stop, region, ends))]
         del maps  # the next pass needs its memory
+
+
+def _inside(start: Size, stop: Size, region: list, ends: Size) -> Box:
+    """Where in a pass's input `start..stop` lies, with the next voxel where there is one."""
+    return tuple((a - r, min(b + 1, end) - r) for a, b, (r, _), end in zip(start, stop, region, ends, strict=True))
+
+
+def _piece_by_piece(halves: Halves, part: torch.Tensor, start: Size, stop: Size, region: list, ends: Size):  # noqa: PLR0913
+    """What `class_maps` yields of one block, in pieces."""
+    features, f = halves.body(part[None]), halves.factor
+    lengths = [b - a for a, b in zip(start, stop, strict=True)]
+    for first, last, _ in blocks(lengths, [PIECE_STEP] * 3, [0] * 3, PIECE_VALUES // halves.classes):
+        low = tuple(a + n for a, n in zip(start, first, strict=True))
+        high = tuple(min(a + n, b) for a, n, b in zip(start, last, stop, strict=True))
+        inside = _inside(low, high, region, ends)
+        logits = halves.head(features[(slice(None), *_cut((a // f, -(-b // f)) for a, b in inside))])
+        yield low, high, logits[0][_cut((0, b - a) for a, b in inside)]
+        del logits
 
 
 def blocks_of(network, dimensions: int, shape: Size, limit_voxels: int, box: Box | None = None):

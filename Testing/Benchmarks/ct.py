@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,15 +143,24 @@ def watched_passes() -> list[list[tuple[float, int]]]:
     """Lets every pass through a network add its seconds and voxels to the last list of what is returned."""
     from KnowledgeTransferLib.learning.backends import Runner
 
-    passes, call = [], Runner.__call__
+    passes, opened = [], Runner.__init__
 
-    def timed(self, batch):
-        began = time.perf_counter()
-        result = call(self, batch)
-        passes[-1].append((time.perf_counter() - began, batch[:, 0].numel()))
-        return result
+    def timed(run, counts: bool = True):
+        def pass_through(*arguments):
+            began = time.perf_counter()
+            result = run(*arguments)
+            passes[-1].append((time.perf_counter() - began, arguments[-1][:, 0].numel() * counts))
+            return result
 
-    Runner.__call__ = timed
+        return pass_through
+
+    def open_timed(self, *arguments):
+        opened(self, *arguments)
+        if self.halves:
+            body, head = timed(self.halves.body), timed(self.halves.head, counts=False)
+            self.halves = replace(self.halves, body=body, head=head)
+
+    Runner.__init__, Runner.__call__ = open_timed, timed(Runner.__call__)
     return passes
 
 

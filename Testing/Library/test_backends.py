@@ -112,6 +112,35 @@ def test_what_a_backend_is_asked_for_twice_is_not_overwritten():
     assert torch.equal(first, kept)
 
 
+@pytest.mark.parametrize("design", ["tiny", "medium", "unet"])
+def test_openvino_has_a_unet_in_halves(design):
+    skip_where_absent("openvino")
+    student = a_student(design)
+    image, halves = an_image(student), open_backend(student, "openvino").halves
+    features = halves.body(image)
+    assert features.shape[2:] == tuple(n // halves.factor for n in image.shape[2:])
+    wanted = expected(student, image)
+    torch.testing.assert_close(halves.head(features), wanted, rtol=1e-3, atol=1e-3)
+    low = halves.head(features[..., :1])  # alone, without what lies around it
+    torch.testing.assert_close(low, wanted[..., : halves.factor], rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_whose_head_looks_around_has_no_halves():
+    skip_where_absent("openvino")
+    assert open_backend(a_student("deeplabv3plus", 2), "openvino").halves is None
+    assert open_backend(a_student(), "torch").halves is None
+
+
+def test_an_exported_file_has_the_halves_too(tmp_path):
+    skip_where_absent("openvino")
+    save_student(a_student(), tmp_path / "student")
+    export(tmp_path / "student", ["openvino"])
+    student = load_student(tmp_path / "student")
+    image, runner = an_image(student), open_backend(student, "openvino")
+    assert runner.backend.file is not None
+    torch.testing.assert_close(runner.halves.head(runner.halves.body(image)), runner(image), rtol=1e-4, atol=1e-4)
+
+
 def test_auto_takes_openvino_on_a_cpu_where_it_is_installed(monkeypatch):
     skip_where_absent("openvino")
     assert open_backend(a_student()).about.startswith("OpenVINO 20")

@@ -11,7 +11,13 @@ from lightning_fabric import Fabric
 
 from KnowledgeTransferLib.learning.features import Outputs, Target
 from KnowledgeTransferLib.learning.losses import WeightedLosses
-from KnowledgeTransferLib.learning.networks import build_named_network, build_network, for_inference, parameters_of
+from KnowledgeTransferLib.learning.networks import (
+    build_named_network,
+    build_network,
+    for_inference,
+    most_alive,
+    parameters_of,
+)
 from KnowledgeTransferLib.learning.networks.inference import folded
 from KnowledgeTransferLib.learning.networks.layers import DoubleLinearly
 from KnowledgeTransferLib.learning.networks.swin_unetr import WindowAttention
@@ -261,3 +267,12 @@ def _randomise_norms(network: torch.nn.Module) -> None:
                 (module.weight.data, 0.5, 2), (module.bias.data, -1, 1),
             ):  # fmt: skip
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "medium", "unet"])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_what_a_unet_holds_before_its_head_is_known(name, dimensions):
+    network = build_named_network(name, dimensions, 2, 2)
+    network.head = torch.nn.Identity()
+    held = most_alive(network, 2)
+    assert 0.99 * held <= network.body_values_per_voxel <= 1.15 * held

@@ -8,8 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from KnowledgeTransferLib.learning import predictor
 from KnowledgeTransferLib.learning.networks import build_named_network
-from KnowledgeTransferLib.learning.predictor import blocks, class_maps, pick_device, predict, whole_image_limit
+from KnowledgeTransferLib.learning.networks.unet import depth_to_space, space_to_depth
+from KnowledgeTransferLib.learning.predictor import (
+    Halves,
+    blocks,
+    class_maps,
+    pick_device,
+    predict,
+    whole_image_limit,
+)
 from KnowledgeTransferLib.records.students import STUDENTS
 
 ENOUGH = 10**9
@@ -222,3 +231,44 @@ def test_the_maps_of_a_pass_are_gone_before_the_next_begins():
         assert maps.shape[0] == 2
         del maps
     assert len(given) > 2
+
+
+class InHalves:
+    """Class 0 has the logit of the image's own value, class 1 twice that; counts what its halves are shown."""
+
+    total_stride = margin = 4
+
+    def __init__(self):
+        self.halves, self.bodies, self.heads = Halves(self.body, self.head, 2, 2), [], []
+
+    def body(self, batch):
+        self.bodies.append(batch.numel())
+        return space_to_depth(batch, 2)
+
+    def head(self, features):
+        self.heads.append(2 * features.numel())
+        return depth_to_space(torch.cat([features, 2 * features], 1), 2)
+
+    def __call__(self, batch):
+        return self.head(self.body(batch))
+
+
+@pytest.mark.parametrize(("limit", "passes"), [(ENOUGH, 1), (40 * 40 * 72, 2)])
+def test_the_head_of_a_network_in_halves_works_piece_by_piece(limit, passes, monkeypatch):
+    monkeypatch.setattr(predictor, "PIECE_VALUES", 20000)
+    size, network = (37, 38, 83), InHalves()
+    image, seen = an_image(*size), torch.zeros(size)
+    for start, stop, maps in class_maps(network, image, 3, limit):
+        seen[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] += 1
+        more = image[0][tuple(slice(a, min(b + 1, n)) for a, b, n in zip(start, stop, size, strict=True))]
+        torch.testing.assert_close(maps, torch.stack([more, 2 * more]))
+    assert (seen == 1).all()
+    assert len(network.bodies) == passes and max(network.bodies) <= 40 * 40 * 84
+    assert len(network.heads) > 5 * passes and max(network.heads) < 2 * 20000
+
+
+def test_mirrored_and_small_images_go_through_a_network_in_halves_as_a_whole():
+    image, network = an_image(20, 20, 20), InHalves()
+    found = predict(network, image, 3, ENOUGH, mirror=(0,))
+    torch.testing.assert_close(found, torch.stack([image[0], 2 * image[0]]).softmax(0))
+    assert len(network.bodies) == len(network.heads) == 2

@@ -26,15 +26,11 @@ def plain(network: nn.Module) -> nn.Module:
         for up in network.up:
             if isinstance(up, nn.Sequential) and isinstance(up[-1], RepeatVoxels):
                 up[-1] = nn.Upsample(scale_factor=2, mode="nearest")
-        if network.stem > 1 and _ends_in_relu(network.decoder[-1]):
+        if network.stem > 1:
             _merge_stem(network)
             _merge_head(network)
             network.stem = 1
     return network.requires_grad_(False)
-
-
-def _ends_in_relu(level: nn.Sequential) -> bool:
-    return len(level) > 1 and isinstance(level[-2], tuple(kinds[0] for kinds in LAYERS.values()))
 
 
 def _merge_stem(network: UNet) -> None:
@@ -51,19 +47,17 @@ def _merge_stem(network: UNet) -> None:
 def _merge_head(network: UNet) -> None:
     """The head and depth to space as one transposed convolution.
 
-    Its bias differs between the voxels of a block, which a transposed convolution's own bias cannot; so the layer
-    before gets one more channel that is always 1, and the bias becomes that channel's weight.
+    Its bias differs between the voxels of a block, which a transposed convolution's own bias cannot; so a small
+    convolution before it adds one more channel that is always 1, and the bias becomes that channel's weight.
     """
-    last, head, f, n = network.decoder[-1][-2], network.head, network.stem, network.dimensions
-    width, classes = last.weight.shape[0], head.weight.shape[0] // f**n
+    head, f, n = network.head, network.stem, network.dimensions
+    width, classes = head.weight.shape[1], head.weight.shape[0] // f**n
     conv, transposed = LAYERS[n][:2]
-    wider = conv(last.in_channels, width + 1, last.kernel_size, last.stride, last.padding)
-    constant = torch.zeros_like(last.weight[:1]), torch.ones(1)
-    _set(wider, torch.cat([last.weight, constant[0]]), torch.cat([last.bias, constant[1]]))
-    network.decoder[-1][-2] = wider
+    with_one, spread = conv(width, width + 1, 1), transposed(width + 1, classes, f, f, bias=False)
+    _set(with_one, torch.eye(width + 1, width).reshape(width + 1, width, *[1] * n), torch.eye(width + 1)[width])
     weight = torch.cat([head.weight.reshape(classes, *[f] * n, width), head.bias.reshape(classes, *[f] * n, 1)], -1)
-    network.head = transposed(width + 1, classes, f, f, bias=False)
-    _set(network.head, weight.permute(n + 1, *range(n + 1)), None)
+    _set(spread, weight.permute(n + 1, *range(n + 1)), None)
+    network.head = nn.Sequential(with_one, spread)
 
 
 def _set(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

@@ -32,6 +32,8 @@ class UNet(nn.Module):
     image (None: on the whole image, through a norm). `taps` names the level whose output is each feature.
     """
 
+    head_is_pointwise = True  # what it makes of a voxel of the last level depends on that voxel alone
+
     def __init__(  # noqa: PLR0913 (a network in numbers)
         self, dimensions: int, in_channels: int, classes: int, channels: Sequence[int], *,
         convolutions: int = 1, stem: int = 1, down: str = "stride", join: str = "concatenate",
@@ -58,6 +60,8 @@ class UNet(nn.Module):
             for fine, coarse in steps
         )
         width = 1 if self.add else 2
+        # The finest level's skip, what comes up to it and what both become, with half as much for the coarser levels.
+        self.body_values_per_voxel = in_channels + (2.5 + width) * channels[0] / block
         self.decoder = nn.ModuleList(conv_level(dimensions, width * fine, fine, convolutions) for fine, _ in steps)
         self.head = conv(channels[0], classes * block, 1)
 
