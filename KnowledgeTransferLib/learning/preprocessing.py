@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from numbers import Real
 
@@ -157,11 +158,20 @@ class Preprocessing:
         size = self.size_of(volume, grid)
         self._check_memory(volume, size)
         image = np.empty((self.channels, *size), np.float32)
-        along = _along_volume(grid, size)
+        along, wait = _along_volume(grid, size), self._wait_for(volume)
         for prepared, normalisation, channel in zip(image, self.normalisation, volume.array, strict=True):
             normalised = normalisation.of_image(grid.seen(channel))
-            prepared[...] = on_planes(channel, along, normalised.apply).transpose(grid.axes)
+            prepared[...] = on_planes(channel, along, normalised.apply, wait).transpose(grid.axes)
         return torch.from_numpy(image), grid
+
+    def _wait_for(self, volume: Volume) -> Callable[[int], None] | None:
+        """What waits for the planes of a volume that is still being read; None where all are there, or have to be."""
+        if volume.arriving is None:
+            return None
+        if all(normalisation.kind == "ct" for normalisation in self.normalisation):
+            return volume.arriving.wait
+        volume.arriving.end()
+        return None
 
     def check(self, volume: Volume) -> None:
         if volume.channels != self.channels:

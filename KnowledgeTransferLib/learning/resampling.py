@@ -48,13 +48,19 @@ def places(wanted: int, given: int) -> Places:
     return Places(below, np.minimum(below + 1, given - 1), (position - below).astype(np.float32))
 
 
-def on_planes(array: np.ndarray, along: tuple[Places, ...], grey: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def on_planes(
+    array: np.ndarray,
+    along: tuple[Places, ...],
+    grey: Callable[[np.ndarray], np.ndarray],
+    wait: Callable[[int], None] | None = None,
+) -> np.ndarray:
     """Resample `(I, J, K)` of any type, after `grey` has turned a piece of it into float32.
 
     Only the voxels that are needed are converted, a plane at a time and in the order in which they lie in memory.
 
     Args:
         along: for each axis the places of the new voxels.
+        wait: waits until the first n planes of the array, along its last axis, are there; None: all are there.
 
     Returns:
         `(i, j, k)` float32, in the memory order of `array`.
@@ -72,10 +78,15 @@ def on_planes(array: np.ndarray, along: tuple[Places, ...], grey: Callable[[np.n
         known: dict[int, np.ndarray] = {}
         for n in numbers:
             needed = (int(z.below[n]), int(z.above[n]))
+            if wait:
+                wait(max(needed) + 1)
             known = {number: known[number] if number in known else plane(number) for number in needed}
             below, above = (known[number] for number in needed)
             result[n] = below if z.is_same else below + z.share[n] * (above - below)
 
+    if wait:  # in this thread: those of in_threads are not there to wait
+        fill(np.argsort(z.below))
+        return result.transpose(np.argsort(order))
     in_threads(fill, np.array_split(np.arange(len(result)), min(len(result), 64)), result.size)
     return result.transpose(np.argsort(order))
 

@@ -13,7 +13,7 @@ import numpy as np
 from ..learning.ahead import ahead
 from ..learning.predictor import pick_device
 from ..learning.student import How, Prepared, Student, load_student
-from ..learning.volume import PICTURES, annotation_suffix, read_image, volumes_ml, write_annotation
+from ..learning.volume import PICTURES, annotation_suffix, image_arriving, volumes_ml, write_annotation
 from ..records.cohort import (
     SEGMENTATION,
     SUFFIXES,
@@ -142,7 +142,7 @@ def _segment_cases(student: Student, job: _Job) -> dict[str, str]:
 
     with ThreadPoolExecutor(1) as writer:  # writes one case while the next is segmented
         before = None
-        for case, preparing in ahead(lambda case: student.prepare(read_image(case.images, case.id)), todo):
+        for case, preparing in ahead(lambda case: _prepared(student, case), todo):
             if before and job.progress.stop_asked():
                 finish(*before)  # stops here
             now = case, _segment_case(student, job, case, preparing, writer)
@@ -152,6 +152,11 @@ def _segment_cases(student: Student, job: _Job) -> dict[str, str]:
         if before:
             finish(*before)
     return {case.id: str(job.targets[case.id]) for case in job.cases if case.id in made}
+
+
+def _prepared(student: Student, case: Case) -> Prepared:
+    with image_arriving(case.images, case.id) as volume:
+        return student.prepare(volume)
 
 
 def _segment_case(

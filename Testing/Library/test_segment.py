@@ -369,18 +369,17 @@ def test_the_event_of_a_case_tells_the_volume_of_each_structure(a_teacher, a_sca
 
 
 def test_the_volume_is_gone_when_the_network_runs(a_teacher, a_scan, tmp_path, monkeypatch):
-    read, decide, volumes = read_image, Student.decide, []
+    prepare, decide, volumes = Student.prepare, Student.decide, []
 
-    def reading(*arguments):
-        volume = read(*arguments)
+    def preparing(student, volume):
         volumes.append(weakref.ref(volume))
-        return volume
+        return prepare(student, volume)
 
     def deciding(student, prepared):
         assert [volume() for volume in volumes] == [None]
         return decide(student, prepared)
 
-    monkeypatch.setattr("KnowledgeTransferLib.steps.segment.read_image", reading)
+    monkeypatch.setattr(Student, "prepare", preparing)
     monkeypatch.setattr(Student, "decide", deciding)
     assert segment(a_teacher, [a_scan], tmp_path / "out.nii.gz")["problems"] == []
 
