@@ -279,7 +279,8 @@ def _check_geometry(affine: np.ndarray, file: Path) -> None:
 
 def _read_nifti(file: Path) -> Volume:
     image = _nifti(file)
-    array = np.asanyarray(image.dataobj).reshape(_shape_of(image, file))
+    shape = _shape_of(image, file)
+    array = np.asanyarray(image.dataobj).reshape(shape)
     if array.dtype.names or np.iscomplexobj(array):
         raise ValueError(f"{file}: voxels of type {array.dtype} are not supported; grey values are needed")
     return Volume(array[None], np.asarray(image.affine, float))
