@@ -19,7 +19,7 @@ NOTE = (
 )
 
 
-def partial_teachers(teacher_epochs: int = 40, student_epochs: int = 400) -> list[Run]:
+def partial_teachers(teacher_epochs: int = 20, student_epochs: int = 200) -> list[Run]:
     """The runs, the last of which is evaluated: teachers, the student of the whole one, the student of the partial."""
     whole = DATA / "hippocampus_mri"
     cohorts = {name: ("--cohort", str(only(whole, name, RUNS / f"cohort of {name}"))) for name in PARTS}
