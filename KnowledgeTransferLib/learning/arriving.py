@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 
 import nibabel
 import numpy as np
 from nibabel.openers import ImageOpener
 
+from .volume import Volume, check_geometry, is_nifti, open_nifti, read_image, shape_of, told_of, unreadable
+from .voxel_checks import check_file, check_voxels
+
 BLOCK_BYTES = 1 << 22  # read at once: they stay in the processor's cache
 LARGE_BYTES = 1 << 25  # of voxels; smaller files are read before anyone could begin
 
 
-class Arriving:
-    """The voxels `array` of a file, plane after plane of its last axis.
+@contextlib.contextmanager
+def image_arriving(files: tuple[Path, ...], name: str = "") -> Iterator[Volume]:
+    """As `read_image`, for who can begin with the first planes: a large .nii.gz is still being read within the block.
 
-    Args:
-        told: makes of an error while reading what `wait` and `end` raise.
+    When the block ends all of it is there and was checked, or the error of `read_image` is raised.
     """
+    volume = _begun(files[0], name) if len(files) == 1 else None
+    if volume is None:
+        yield read_image(files, name)
+        return
+    try:
+        yield volume
+        volume.arriving.end()
+    finally:
+        volume.arriving.stop()
+    check_voxels(volume.array, files[0])
 
-    def __init__(self, image: nibabel.Nifti1Image, shape: list[int], told: Callable[[Exception], Exception]):
+
+class Arriving:
+    """The voxels `array` of a file, plane after plane of its last axis."""
+
+    def __init__(self, image: nibabel.Nifti1Image, shape: list[int]):
         self.array = np.empty(shape, image.get_data_dtype(), order="F")
-        self._there_bytes, self._error, self._stopped, self._told = 0, None, False, told
+        self._there_bytes, self._error, self._stopped = 0, None, False
         self._news = threading.Condition()
         self._thread = threading.Thread(target=self._read, args=(image,), name="reading", daemon=True)
         self._thread.start()
 
     def wait(self, planes: int) -> None:
-        """Wait until so many planes are there."""
+        """Wait until so many planes are there.
+
+        Raises:
+            ValueError: the file cannot be read; the message says which and why.
+        """
         needed = planes * self.array[..., 0].nbytes
         with self._news:
             self._news.wait_for(lambda: self._error or self._there_bytes >= needed)
@@ -50,7 +73,7 @@ class Arriving:
             self._fill(image)
         except Exception as error:  # every library has its own kinds of complaint about a damaged file
             with self._news:
-                self._error = self._told(error)
+                self._error = unreadable(Path(image.get_filename()), error)
                 self._news.notify_all()
 
     def _fill(self, image: nibabel.Nifti1Image) -> None:
@@ -68,7 +91,23 @@ class Arriving:
                 stream.read(1)  # at its end the checksum is compared
 
 
-def can_arrive(image: nibabel.Nifti1Image, shape: list[int]) -> bool:
+def _begun(file: Path, name: str) -> Volume | None:
+    """A file that is large enough to be read while others look at it; None: `read_image` reads it."""
+    if not is_nifti(file) or file.is_dir():
+        return None
+    check_file(file)
+    with told_of(file):
+        image = open_nifti(file)
+        shape = shape_of(image, file)
+        if not _can_arrive(image, shape):
+            return None
+        affine = np.asarray(image.affine, float)
+    check_geometry(affine, file)
+    arriving = Arriving(image, shape)
+    return Volume(arriving.array[None], affine, name or file.name, arriving)
+
+
+def _can_arrive(image: nibabel.Nifti1Image, shape: list[int]) -> bool:
     """Whether it pays: a large compressed file whose numbers are grey values as they are."""
     proxy, kind = image.dataobj, image.get_data_dtype()
     is_plain = kind.kind in "iuf" and (proxy.slope, proxy.inter) == (1, 0)

@@ -19,7 +19,7 @@ from torch import nn
 from ..records import bundle
 from .archive import torchscript_risk
 from .networks import for_inference, plain
-from .openvino_graph import converted_model, features_of, import_openvino, in_halves, openvino_model
+from .openvino_graph import Compiled, converted_model, features_of, import_openvino, in_halves, openvino_model
 from .precision_cost import in_words
 from .predictor import Halves
 from .quantisation import Ranges
@@ -86,7 +86,7 @@ class OpenVino:
             "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }  # fmt: skip
-        self.model, self.whole = model, _Compiled(model, self.options)
+        self.model, self.whole = model, Compiled(model, self.options)
         if precision != "int8" and features_of(model):
             self.factor = student.network.stem
             body, head = (lambda batch, n=n: self.two[n](batch) for n in range(2))
@@ -110,10 +110,10 @@ class OpenVino:
             raise ValueError(f"{found}; take openvino, which runs them in f32 and bf16") from error
 
     @cached_property
-    def two(self) -> tuple[_Compiled, _Compiled]:
+    def two(self) -> tuple[Compiled, Compiled]:
         """Body and head; compiled when the first large image comes."""
         body, head = in_halves(self.model)
-        return _Compiled(body, self.options, Fraction(1, self.factor)), _Compiled(head, self.options, self.factor)
+        return Compiled(body, self.options, Fraction(1, self.factor)), Compiled(head, self.options, self.factor)
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         return self.whole(batch)
@@ -121,27 +121,6 @@ class OpenVino:
     def release(self) -> None:
         for compiled in (self.whole, *self.__dict__.get("two", ())):
             compiled.release()
-
-
-class _Compiled:
-    """A compiled model: images to images, `grows` times the size."""
-
-    def __init__(self, model, options: dict, grows: Fraction | int = 1):
-        ov = import_openvino()
-        self.model, self.tensor = ov.Core().compile_model(model, "CPU", options), ov.Tensor
-        self.grows, self.channels = grows, model.output(0).get_partial_shape()[1].get_length()
-        self.request = self.model.create_infer_request()
-
-    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        image = np.ascontiguousarray(batch.numpy(), np.float32)
-        found = np.empty((len(image), self.channels, *(int(n * self.grows) for n in image.shape[2:])), np.float32)
-        self.request.set_output_tensor(0, self.tensor(found, shared_memory=True))  # else it would have to be copied
-        self.request.infer({0: self.tensor(image, shared_memory=True)}, share_outputs=True)
-        return torch.from_numpy(found)
-
-    def release(self) -> None:
-        self.request = self.model.create_infer_request()  # the old one holds its last image and what it found
-        self.model.release_memory()
 
 
 class QuickOpenVino(OpenVino):

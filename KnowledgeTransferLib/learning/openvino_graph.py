@@ -12,6 +12,7 @@ from __future__ import annotations
 import operator
 import sys
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -83,6 +84,27 @@ def in_halves(model):
         place.replace_source_output(seen.output(0))
     body = ov.Model([ov.opset13.result(features)], model.get_parameters(), "body")
     return body, ov.Model(model.get_results(), [seen], "head")
+
+
+class Compiled:
+    """A model that is ready to run: images `(B, C, *size)` to images `grows` times the size, all float32 on the CPU."""
+
+    def __init__(self, model, options: dict, grows: Fraction | int = 1):
+        ov = import_openvino()
+        self.model, self.tensor = ov.Core().compile_model(model, "CPU", options), ov.Tensor
+        self.grows, self.channels = grows, model.output(0).get_partial_shape()[1].get_length()
+        self.request = self.model.create_infer_request()
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        image = np.ascontiguousarray(batch.numpy(), np.float32)
+        found = np.empty((len(image), self.channels, *(int(n * self.grows) for n in image.shape[2:])), np.float32)
+        self.request.set_output_tensor(0, self.tensor(found, shared_memory=True))  # else it would have to be copied
+        self.request.infer({0: self.tensor(image, shared_memory=True)}, share_outputs=True)
+        return torch.from_numpy(found)
+
+    def release(self) -> None:
+        self.request = self.model.create_infer_request()  # the old one holds its last image and what it found
+        self.model.release_memory()
 
 
 def _named(model):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel
 import numpy as np
@@ -14,10 +14,12 @@ import numpy as np
 from ..records.labels import Labels
 from ..records.run_directory import written_whole
 from .ahead import in_threads
-from .arriving import Arriving, can_arrive
 from .fast_gzip import breaks_off, use_fast_gzip
 from .segments import numbered_as
 from .voxel_checks import check_file, check_shape, check_values, check_voxels, times, whole_numbers
+
+if TYPE_CHECKING:
+    from .arriving import Arriving
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 COUNTED_TOGETHER = 1 << 20  # voxels
@@ -68,24 +70,6 @@ def read_image(files: tuple[Path, ...] | list[Path] | Path, name: str = "") -> V
     array = channels[0].array if len(channels) == 1 else np.concatenate([c.array for c in channels])
     check_voxels(array, files[0])
     return Volume(array, channels[0].affine, name or files[0].name)
-
-
-@contextlib.contextmanager
-def image_arriving(files: tuple[Path, ...], name: str = "") -> Iterator[Volume]:
-    """As `read_image`, for who can begin with the first planes: a large .nii.gz is still being read within the block.
-
-    When the block ends all of it is there and was checked, or the error of `read_image` is raised.
-    """
-    volume = _begun(files[0], name) if len(files) == 1 else None
-    if volume is None:
-        yield read_image(files, name)
-        return
-    try:
-        yield volume
-        volume.arriving.end()
-    finally:
-        volume.arriving.stop()
-    check_voxels(volume.array, files[0])
 
 
 def read_annotation(file: Path, labels: Labels | None = None, like: Volume | None = None) -> np.ndarray:
@@ -210,7 +194,7 @@ def write_probabilities(path: Path, steps: np.ndarray, affine: np.ndarray) -> No
 
 def read_probabilities(path: Path, like: Volume) -> np.ndarray:
     """Read what `write_probabilities` wrote, as `(C, I, J, K)` uint8 in steps of 1/255, with the background."""
-    image = _nifti(path)
+    image = open_nifti(path)
     steps = np.asarray(image.dataobj.get_unscaled())
     if steps.ndim != 4 or steps.shape[:3] != like.shape or steps.dtype != np.uint8:
         raise ValueError(f"{path}: does not hold the class probabilities of {like.name}")
@@ -227,36 +211,20 @@ def read_map(path: Path, like: Volume) -> np.ndarray:
     return volume.array[0].astype(np.float32)
 
 
-def _begun(file: Path, name: str) -> Volume | None:
-    """A file that is large enough to be read while others look at it; None: `read_image` reads it."""
-    if not _is_nifti(file) or file.is_dir():
-        return None
-    check_file(file)
-    with _told_of(file):
-        image = _nifti(file)
-        shape = _shape_of(image, file)
-        if not can_arrive(image, shape):
-            return None
-        affine = np.asarray(image.affine, float)
-    _check_geometry(affine, file)
-    arriving = Arriving(image, shape, lambda error: _unreadable(file, error))
-    return Volume(arriving.array[None], affine, name or file.name, arriving)
-
-
 def _read(file: Path) -> Volume:
     check_file(file)
-    with _told_of(file):
-        volume = _read_nifti(file) if _is_nifti(file) else Volume(*_itk().read_with_itk(file))
-    _check_geometry(volume.affine, file)
+    with told_of(file):
+        volume = _read_nifti(file) if is_nifti(file) else Volume(*_itk().read_with_itk(file))
+    check_geometry(volume.affine, file)
     return replace(volume, name=file.name)
 
 
-def _is_nifti(file: Path) -> bool:
+def is_nifti(file: Path) -> bool:
     return file.name.lower().endswith((".nii", ".nii.gz"))
 
 
 @contextlib.contextmanager
-def _told_of(file: Path):
+def told_of(file: Path):
     """Every library has its own kinds of complaint about a damaged file; make one of them."""
     try:
         with warnings.catch_warnings(), _quiet_nibabel():
@@ -265,28 +233,28 @@ def _told_of(file: Path):
     except (ValueError, MemoryError):
         raise
     except Exception as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
 
 
-def _unreadable(file: Path, error: Exception) -> ValueError:
+def unreadable(file: Path, error: Exception) -> ValueError:
     return ValueError(f"{file}: cannot be read as an image; truncated or not an image? ({_first_line(error)})")
 
 
-def _check_geometry(affine: np.ndarray, file: Path) -> None:
+def check_geometry(affine: np.ndarray, file: Path) -> None:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise ValueError(f"{file}: has no valid geometry (its voxel axes do not span a volume)")
 
 
 def _read_nifti(file: Path) -> Volume:
-    image = _nifti(file)
-    shape = _shape_of(image, file)
+    image = open_nifti(file)
+    shape = shape_of(image, file)
     array = np.asanyarray(image.dataobj).reshape(shape)
     if array.dtype.names or np.iscomplexobj(array):
         raise ValueError(f"{file}: voxels of type {array.dtype} are not supported; grey values are needed")
     return Volume(array[None], np.asarray(image.affine, float))
 
 
-def _shape_of(image, file: Path) -> list[int]:
+def shape_of(image, file: Path) -> list[int]:
     """Three axes; those of one voxel at the end are left out."""
     shape = list(image.shape)
     while len(shape) > 3 and shape[-1] == 1:
@@ -296,7 +264,7 @@ def _shape_of(image, file: Path) -> list[int]:
     return shape
 
 
-def _nifti(file: Path):
+def open_nifti(file: Path):
     try:
         return nibabel.load(file)
     except FileNotFoundError:

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from ..learning.ahead import ahead
+from ..learning.arriving import image_arriving
 from ..learning.predictor import pick_device
 from ..learning.student import How, Prepared, Student, load_student
-from ..learning.volume import PICTURES, annotation_suffix, image_arriving, volumes_ml, write_annotation
+from ..learning.volume import PICTURES, annotation_suffix, volumes_ml, write_annotation
 from ..records.cohort import (
     SEGMENTATION,
     SUFFIXES,

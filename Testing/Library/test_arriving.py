@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from KnowledgeTransferLib.learning import arriving
+from KnowledgeTransferLib.learning.arriving import image_arriving
 from KnowledgeTransferLib.learning.preprocessing import Normalisation, Preprocessing
-from KnowledgeTransferLib.learning.volume import image_arriving, read_image, write_image
+from KnowledgeTransferLib.learning.volume import read_image, write_image
 
 CT, Z_SCORE = Normalisation("ct", -900, 900, 0, 300), Normalisation("z-score")
 SHAPE = (40, 37, 45)
