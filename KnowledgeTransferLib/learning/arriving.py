@@ -11,11 +11,11 @@ import nibabel
 import numpy as np
 from nibabel.openers import ImageOpener
 
-from .volume import Volume, check_geometry, is_nifti, open_nifti, read_image, shape_of, told_of, unreadable
-from .voxel_checks import check_file, check_voxels
+from .volume import Volume, check_geometry, open_nifti, read_image, shape_of, told_of, unreadable
+from .voxel_checks import check_voxels
 
 BLOCK_BYTES = 1 << 22  # read at once: they stay in the processor's cache
-LARGE_BYTES = 1 << 25  # of voxels; smaller files are read before anyone could begin
+LARGE_BYTES = 1 << 22  # of a file; smaller ones are read before anyone could begin
 
 
 @contextlib.contextmanager
@@ -93,23 +93,14 @@ class Arriving:
 
 def _begun(file: Path, name: str) -> Volume | None:
     """A file that is large enough to be read while others look at it; None: `read_image` reads it."""
-    if not is_nifti(file) or file.is_dir():
+    if not file.name.lower().endswith(".nii.gz") or not file.is_file() or file.stat().st_size < LARGE_BYTES:
         return None
-    check_file(file)
     with told_of(file):
         image = open_nifti(file)
-        shape = shape_of(image, file)
-        if not _can_arrive(image, shape):
-            return None
-        affine = np.asarray(image.affine, float)
+        shape, affine = shape_of(image, file), np.asarray(image.affine, float)
+    proxy = image.dataobj
+    if proxy.dtype.kind not in "iuf" or (proxy.slope, proxy.inter) != (1, 0):
+        return None  # no grey values, or not as they are
     check_geometry(affine, file)
     arriving = Arriving(image, shape)
     return Volume(arriving.array[None], affine, name or file.name, arriving)
-
-
-def _can_arrive(image: nibabel.Nifti1Image, shape: list[int]) -> bool:
-    """Whether it pays: a large compressed file whose numbers are grey values as they are."""
-    proxy, kind = image.dataobj, image.get_data_dtype()
-    is_plain = kind.kind in "iuf" and (proxy.slope, proxy.inter) == (1, 0)
-    is_large = float(np.prod(shape, dtype=float)) * kind.itemsize >= LARGE_BYTES
-    return is_plain and is_large and str(image.get_filename()).lower().endswith(".gz")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from .ahead import in_threads
+from .ahead import SMALL_VOXELS, in_threads
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,10 @@ def on_planes(
     """
     order = sorted(range(3), key=lambda axis: -abs(array.strides[axis]))
     planes, (z, y, x) = array.transpose(order), (along[axis] for axis in order)
-    result = np.empty((len(z.below), len(y.below), len(x.below)), np.float32)
+    size = tuple(len(places_along.below) for places_along in (z, y, x))
+    if max(array.size, math.prod(size)) < SMALL_VOXELS and not wait:
+        return _at_once(planes, (z, y, x), grey).transpose(np.argsort(order))
+    result = np.empty(size, np.float32)
 
     def plane(number: int) -> np.ndarray:
         found = _take(planes[number], y, 0)
@@ -91,6 +95,17 @@ def on_planes(
     return result.transpose(np.argsort(order))
 
 
+def _at_once(planes: np.ndarray, along: tuple[Places, ...], grey: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """What `on_planes` does plane by plane, where there is too little to do for that to pay; the same to the bit."""
+    found = planes
+    for axis, places_along in enumerate(along):
+        found = _take(found, places_along, axis)
+    found = grey(found)
+    for axis in (1, 2, 0):
+        found = _join(found, along[axis], axis)
+    return found
+
+
 def _take(array: np.ndarray, along: Places, axis: int) -> np.ndarray:
     """The voxels below and, behind them, above the places."""
     needed = along.below if along.is_same else np.concatenate([along.below, along.above])
@@ -105,6 +120,6 @@ def _join(array: np.ndarray, along: Places, axis: int) -> np.ndarray:
         return array
     below, above = np.split(array, 2, axis)
     above = above - below
-    above *= along.share[:, None] if axis == 0 else along.share
+    above *= along.share.reshape(-1, *[1] * (above.ndim - axis - 1))
     above += below
     return above

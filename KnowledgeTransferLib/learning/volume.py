@@ -214,12 +214,12 @@ def read_map(path: Path, like: Volume) -> np.ndarray:
 def _read(file: Path) -> Volume:
     check_file(file)
     with told_of(file):
-        volume = _read_nifti(file) if is_nifti(file) else Volume(*_itk().read_with_itk(file))
+        volume = _read_nifti(file) if _is_nifti(file) else Volume(*_itk().read_with_itk(file))
     check_geometry(volume.affine, file)
     return replace(volume, name=file.name)
 
 
-def is_nifti(file: Path) -> bool:
+def _is_nifti(file: Path) -> bool:
     return file.name.lower().endswith((".nii", ".nii.gz"))
 
 

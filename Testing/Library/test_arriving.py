@@ -95,7 +95,7 @@ def test_who_leaves_early_leaves_no_thread_behind(tmp_path):
 @pytest.mark.parametrize("name", ["a.nii.gz", "scaled.nii.gz", "missing.nii.gz", "a.mha"])
 def test_other_files_are_read_as_always(tmp_path, name, monkeypatch):
     if name == "a.nii.gz":
-        monkeypatch.setattr(arriving, "LARGE_BYTES", 1 << 25)
+        monkeypatch.setattr(arriving, "LARGE_BYTES", 1 << 22)
     write_image(tmp_path / "a.mha", voxels(), np.eye(4))
     image = nibabel.load(a_file(tmp_path))
     image.header.set_slope_inter(2, 1)

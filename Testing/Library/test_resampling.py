@@ -54,3 +54,15 @@ def test_a_flipped_axis_is_read_from_its_other_end():
     expected = on_planes(np.ascontiguousarray(array[::-1]), along, np.copy)
     found = on_planes(array, [along[0].of_flipped(6), *along[1:]], np.copy)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [(4, 5, 6), (11, 9, 13), (20, 9, 3), (11, 12, 26)])
+def test_a_small_array_is_resampled_at_once_to_the_same_bits(size, monkeypatch):
+    array = np.asfortranarray(np.random.default_rng(0).normal(size=(11, 9, 13)))
+    along = [places(w, g) for w, g in zip(size, array.shape, strict=True)]
+    along[1] = along[1].of_flipped(9)
+    at_once = on_planes(array, tuple(along), lambda grey: grey.astype(np.float32))
+    monkeypatch.setattr("KnowledgeTransferLib.learning.resampling.SMALL_VOXELS", 0)
+    by_planes = on_planes(array, tuple(along), lambda grey: grey.astype(np.float32))
+    np.testing.assert_array_equal(at_once, by_planes)
+    assert at_once.strides == by_planes.strides
