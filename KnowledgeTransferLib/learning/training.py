@@ -107,6 +107,8 @@ def train(training: Training, run: RunDirectory, progress: Progress) -> None:
     if training.fabric.broadcast(run.checkpoint.is_file()):  # one process looks: another may already see what it saved
         restore(training, run)
     else:
+        if training.settings.start_from:
+            _look_at_start(training, progress)
         save(training, run)  # from here on, nothing needs to be prepared again
     state, sampler = training.state, training.sampler
     stage = progress.stage("train", training.total_steps, state.step)
@@ -195,11 +197,23 @@ def end_epoch(training: Training, progress: Progress) -> bool:
     if epoch % training.settings.validate_every_epochs == 0 or state.step >= training.total_steps:
         row["validation_dice"] = dice = training.fabric.broadcast(held_out_dice(training))
         if dice > state.best_dice:
-            state.best_dice, state.best_epoch = dice, epoch
-            state.best_network = {k: v.detach().cpu().clone() for k, v in training.network.module.state_dict().items()}
+            _keep(training, dice, epoch)
     state.history.append(row)
     progress.event("metrics", **row)
     return row["validation_dice"] is not None
+
+
+def _look_at_start(training: Training, progress: Progress) -> None:
+    """What is fine-tuned is the best network as long as the held-out patients show no better one."""
+    dice = training.fabric.broadcast(held_out_dice(training))
+    _keep(training, dice, 0)
+    progress.message(f"before fine-tuning, the mean Dice of the held-out patients is {dice:.3f}")
+
+
+def _keep(training: Training, dice: float, epoch: int) -> None:
+    state = training.state
+    state.best_dice, state.best_epoch = dice, epoch
+    state.best_network = {k: v.detach().cpu().clone() for k, v in training.network.module.state_dict().items()}
 
 
 def held_out_dice(training: Training) -> float:

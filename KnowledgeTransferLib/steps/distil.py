@@ -270,6 +270,11 @@ def _learn(run: RunDirectory, fabric, progress: Progress) -> dict:
             write_settings(run, "distil", settings)
     train(training, run, progress)
     state = training.state
+    if not state.best_epoch:
+        progress.warning(
+            f"fine-tuning made the student no better on the held-out patients (mean Dice {state.best_dice:.3f}): it "
+            "keeps the weights that it started from. More annotated patients, or a lower --learning-rate, may help"
+        )
     student.network.load_state_dict(state.best_network)
     student.card = _card(index["taught_by"], settings, state, cases)
     summary = {

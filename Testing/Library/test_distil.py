@@ -125,6 +125,17 @@ def test_fine_tuning_changes_the_weights(an_annotated_run, a_teacher):
     assert sha256(RunDirectory(an_annotated_run).student / WEIGHTS) != sha256(a_teacher / WEIGHTS)
 
 
+def test_fine_tuning_that_makes_a_student_worse_leaves_it_as_it_was(an_annotated_run, a_teacher):
+    events = []
+    summary = distil(an_annotated_run, start_from=str(a_teacher), epochs=1, learning_rate=3.0, listener=events.append)
+    start, end = weights_of(a_teacher), weights_of(RunDirectory(an_annotated_run).student)
+    assert summary["epoch"] == 0 and summary["validation_dice"] > 0
+    assert all(np.array_equal(start[name], end[name]) for name in start)
+    texts = [event.get("text", "") for event in events]
+    assert any("before fine-tuning, the mean Dice of the held-out patients is" in text for text in texts)
+    assert any("keeps the weights that it started from" in text for text in texts)
+
+
 def test_fine_tuning_refuses_other_structures(run, a_teacher, a_foreign_cohort):
     other = replace(read_cohort(a_foreign_cohort), labels=Labels.from_names({1: "a", 2: "b", 3: "c", 4: "d"}))
     with pytest.raises(ValueError, match="segments liver, spleen.*but the annotations hold a, b, c, d"):
