@@ -186,7 +186,7 @@ class _Builder:
     def operands(self, layer, x, output_axis: int):
         """Input and weight of a convolution, in 256 levels where its range is known."""
         if layer not in self.ranges:
-            return x, _values(layer.weight)
+            return x, self.constant(layer.weight)
         low, high = in_levels(*self.ranges[layer])
         weight, scale = quantised(_values(layer.weight), output_axis)
         in_floats = self.o.convert(self.o.constant(weight), np.float32)
@@ -196,7 +196,7 @@ class _Builder:
         axes = np.arange(2, layer.weight.dim() + 3 if isinstance(layer, nn.InstanceNorm2d) else 5, dtype=np.int64)
         y = self.o.mvn(x, axes, True, layer.eps, "INSIDE_SQRT")
         shape = (1, -1, *[1] * len(axes))
-        return self.o.add(self.o.multiply(y, _values(layer.weight).reshape(shape)), _values(layer.bias).reshape(shape))
+        return self.o.add(self.o.multiply(y, self.constant(layer.weight, shape)), self.constant(layer.bias, shape))
 
     def max_pool(self, layer, x):
         n = 2 if isinstance(layer, nn.MaxPool2d) else 3
@@ -213,7 +213,12 @@ class _Builder:
         if bias is None:
             return y
         n = y.get_output_partial_shape(0).rank.get_length() - 2
-        return self.o.add(y, _values(bias).reshape(1, -1, *[1] * n))
+        return self.o.add(y, self.constant(bias, (1, -1, *[1] * n)))
+
+    def constant(self, parameter: torch.Tensor, shape: tuple[int, ...] | None = None):
+        """Made here: of an array that an operation gets, OpenVINO would turn each number into one of Python's first."""
+        values = _values(parameter)
+        return self.o.constant(values if shape is None else values.reshape(shape))
 
 
 def _values(parameter: torch.Tensor) -> np.ndarray:

@@ -33,7 +33,7 @@ def pseudo_annotation(opinion: Opinion, volume: Volume, labels: Labels, settings
     channels, probabilities = _cleaned(opinion.probabilities, settings)
     decision = np.array(labels.values, np.uint8)[channels]
     figures = {
-        "confidence": round(confidence_of(probabilities), 4),
+        "confidence": round(confidence_of(probabilities, channels), 4),
         "foreground_voxels": int(np.count_nonzero(channels)),
         "volumes_ml": {
             name: volume_ml

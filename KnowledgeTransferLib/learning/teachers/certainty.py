@@ -8,7 +8,7 @@ import numpy as np
 from scipy import special
 
 
-def confidence_of(probabilities: np.ndarray) -> float:
+def confidence_of(probabilities: np.ndarray, decision: np.ndarray | None = None) -> float:
     """Soft Dice confidence (arXiv:2402.10665): the Dice that the teacher itself expects of its decision.
 
     Twice the probability inside the decided structure over the sum of the whole probability and the structure's size,
@@ -16,8 +16,9 @@ def confidence_of(probabilities: np.ndarray) -> float:
 
     Args:
         probabilities: `(C, I, J, K)`, background first.
+        decision: the most probable channels `(I, J, K)`, where they are known already.
     """
-    decision = probabilities.argmax(0)
+    decision = probabilities.argmax(0) if decision is None else decision
     scores = []
     for channel in np.unique(decision[decision > 0]):
         inside = decision == channel
