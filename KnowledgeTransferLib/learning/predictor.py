@@ -3,7 +3,8 @@
 A network whose layers look at a neighbourhood alone (batch norms are folded) gives the same classes in a block as in
 the whole image, when the block's input reaches as far beyond it as the network looks. A norm over the image makes that
 impossible, and so does attention: such networks (`large`, `transunet`) go over large images in overlapping windows with
-Gaussian weights.
+Gaussian weights. A network that can be had in two halves needs fewer blocks: of the features of a large one its logits
+are made piece by piece.
 """
 
 from __future__ import annotations
