@@ -152,10 +152,10 @@ sys.stderr.write(json.dumps({"status": status, "peak_mib": int(peak) / 1024}))
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-@pytest.mark.parametrize(("backend", "limit"), [("auto", 0.65), ("torch", 0.9)])
+@pytest.mark.parametrize(("backend", "limit"), [("auto", 0.72), ("torch", 0.9)])
 def test_the_memory_stays_within_the_limit(tmp_path, backend, limit):
     """A CT of 2000 slices in 4 GB, scaled down: without a limit the same command takes more."""
-    save_student(a_student(classes=40, spacing_mm=(1.5, 1.5, 1.5)), tmp_path / "bundle")
+    save_student(a_student("small", classes=40, spacing_mm=(1.5, 1.5, 1.5)), tmp_path / "bundle")
     array = np.random.default_rng(0).integers(-800, 800, (224, 224, 300)).astype(np.int16)
     write_image(tmp_path / "scan.nii", array, np.eye(4))
     peaks = {}
