@@ -79,16 +79,21 @@ def learn(file: Path, bundle: Path, spacing_mm=OWN_SPACING_MM, known=range(1, ST
     labels = Labels.from_names({value: f"organ {organ}" for value, organ in enumerate(known, 1)})
     student = Student(network.eval(), design_named("tiny"), labels, preprocessing)
     save_student(student, bundle)
-    found = np.concatenate([m.argmax(0).numpy().ravel() for _, _, m in _maps(student, image)])
-    truth = truth.numpy().ravel()
-    return float(
-        np.mean(
-            [
-                2 * np.sum((found == v) & (truth == v)) / (np.sum(found == v) + np.sum(truth == v))
-                for v in labels.values[1:]
-            ]
-        )
-    )
+    found, truth = _decision(student, image), truth.numpy()
+    return float(np.mean([_dice(found == value, truth == value) for value in labels.values[1:]]))
+
+
+def _decision(student, image: torch.Tensor) -> np.ndarray:
+    """The winning channels `(i, j, k)` of the prepared image."""
+    found = np.zeros(image.shape[1:], np.int64)
+    for start, stop, maps in _maps(student, image):
+        part = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        found[part] = maps.argmax(0).numpy()[tuple(slice(b - a) for a, b in zip(start, stop, strict=True))]
+    return found
+
+
+def _dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * np.sum(a & b) / (np.sum(a) + np.sum(b))
 
 
 def _around(centre, shape) -> tuple[slice, ...]:
