@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from runs import DATA, ROOT, RUNS, Run, carry_out
-from transfer import HALF_SIZE, SEEDS, dice_of_patients, mean_over
+from transfer import HALF_SIZE, SEEDS, dice_of_patients, interval, mean_over
 
 from KnowledgeTransferLib.learning.metrics import holm, mean_with_interval, signed_rank
 from KnowledgeTransferLib.records.cohort import read_cohort, write_names
@@ -256,7 +256,3 @@ def comparisons(dice: dict[str, dict[str, float]]) -> str:
         )
         lines.append(f"| {name} | {mean} | {tests} |")
     return "\n".join(lines)
-
-
-def interval(figure: dict) -> str:
-    return f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"

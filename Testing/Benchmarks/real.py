@@ -21,7 +21,7 @@ import torch
 from document import Document, origin, parts_asked
 from runs import DATA, ROOT, RUNS, Run, carry_out
 from timing import median_ms
-from transfer import EXPERIMENTS
+from transfer import EXPERIMENTS, interval
 
 from KnowledgeTransferLib.learning.student import load_student
 from KnowledgeTransferLib.records.bundle import WEIGHTS
@@ -148,10 +148,6 @@ def table(evaluation: dict) -> str:
                     f"| {name}: {structure} | {interval(figures['dice'])} | {interval(figures['hd95_mm'], 2)} | {interval(figures['surface_dice'])} | | | |"
                 )
     return "\n".join(rows)
-
-
-def interval(figure: dict, digits: int = 3) -> str:
-    return f"{figure['mean']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
 
 
 def tests(evaluation: dict) -> str:
