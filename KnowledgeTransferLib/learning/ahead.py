@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 
+from ..records.cohort import Case
+
+SMALL_BYTES = 1 << 22  # of an image file that may be read beside others
+MOST_AT_ONCE = 16
 SMALL_VOXELS = 1 << 18  # handing out less work than this takes longer than doing it
 
 
@@ -26,6 +31,20 @@ def ahead(function: Callable, items: Iterable, count: int = 1) -> Iterator[tuple
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+def at_once(cases: Sequence[Case]) -> int:
+    """How many cases may be read at the same time: where all files are small, as many as torch may use cores."""
+    small = all(_bytes_of(file) <= SMALL_BYTES for case in cases for file in case.images)
+    return min(torch.get_num_threads(), MOST_AT_ONCE) if small else 1
+
+
+def _bytes_of(file: Path) -> int:
+    """Of a file, or of the files of a DICOM series; 0 of what is not there, which is told when its turn comes."""
+    try:
+        return sum(f.stat().st_size for f in file.iterdir()) if file.is_dir() else file.stat().st_size
+    except OSError:
+        return 0
 
 
 def in_threads(function: Callable, items: Iterable, voxels: int) -> list:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..records import bundle
+from .ahead import MOST_AT_ONCE
 from .archive import torchscript_risk
 from .networks import for_inference, plain
 from .openvino_graph import Compiled, converted_model, features_of, import_openvino, in_halves, openvino_model
@@ -86,7 +87,7 @@ class OpenVino:
             "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }  # fmt: skip
-        self.model, self.whole = model, Compiled(model, self.options)
+        self.model = model
         if precision != "int8" and features_of(model):
             self.factor = student.network.stem
             body, head = (lambda batch, n=n: self.two[n](batch) for n in range(2))
@@ -110,6 +111,21 @@ class OpenVino:
             raise ValueError(f"{found}; take openvino, which runs them in f32 and bf16") from error
 
     @cached_property
+    def whole(self) -> Compiled:
+        """Compiled when the first image comes that is not small."""
+        return Compiled(self.model, self.options)
+
+    @cached_property
+    def beside(self) -> OpenVino | None:
+        """The same for images that go through beside each other, each on one core; None where there is but one."""
+        streams = min(self.options["INFERENCE_NUM_THREADS"], MOST_AT_ONCE)
+        if streams == 1:
+            return None
+        other, options = copy.copy(self), {**self.options, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
+        other.whole, other.halves, other.beside = Compiled(self.model, options), None, None
+        return other
+
+    @cached_property
     def two(self) -> tuple[Compiled, Compiled]:
         """Body and head; compiled when the first large image comes."""
         body, head = in_halves(self.model)
@@ -119,8 +135,9 @@ class OpenVino:
         return self.whole(batch)
 
     def release(self) -> None:
-        for compiled in (self.whole, *self.__dict__.get("two", ())):
-            compiled.release()
+        for compiled in (self.__dict__.get("whole"), *self.__dict__.get("two", ())):
+            if compiled:
+                compiled.release()
 
 
 class QuickOpenVino(OpenVino):
@@ -197,7 +214,7 @@ class Runner:
     was found to cost."""
 
     def __init__(self, backend: Backend, network: nn.Module, cost: str = ""):
-        self.backend, self.cost = backend, cost
+        self.backend, self.network, self.cost = backend, network, cost
         self.about = backend.about + (f", from {backend.file.name}" if backend.file else "")
         self.total_stride, self.margin = network.total_stride, network.margin
         self.halves: Halves | None = getattr(backend, "halves", None)
@@ -205,10 +222,18 @@ class Runner:
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         return self.backend(batch)
 
+    @cached_property
+    def beside(self) -> Runner | None:
+        """The same for images that go through beside each other, each on one core; None where the backend cannot."""
+        backend = getattr(self.backend, "beside", None)
+        return Runner(backend, self.network, self.cost) if backend else None
+
     def release(self) -> None:
         """Give back the memory that a backend keeps for its next pass, where it can."""
         if isinstance(self.backend, OpenVino):
             self.backend.release()
+        if self.beside:
+            self.beside.release()
 
 
 def open_backend(student: Student, asked: str = "auto", precision: str = "f32") -> Runner:
@@ -240,7 +265,7 @@ def open_backend(student: Student, asked: str = "auto", precision: str = "f32") 
         if asked != "auto":
             raise
         runner = Runner(Torch(student, precision), student.network, _cost(student, precision))
-    _try(runner, student, name, precision)
+    _try(runner.beside or runner, student, name, precision)
     return runner
 
 

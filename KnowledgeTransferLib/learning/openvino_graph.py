@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import operator
 import sys
+import threading
 import warnings
 from fractions import Fraction
 
@@ -93,17 +94,20 @@ class Compiled:
         ov = import_openvino()
         self.model, self.tensor = ov.Core().compile_model(model, "CPU", options), ov.Tensor
         self.grows, self.channels = grows, model.output(0).get_partial_shape()[1].get_length()
-        self.request = self.model.create_infer_request()
+        self.of_thread = threading.local()
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         image = np.ascontiguousarray(batch.numpy(), np.float32)
         found = np.empty((len(image), self.channels, *(int(n * self.grows) for n in image.shape[2:])), np.float32)
-        self.request.set_output_tensor(0, self.tensor(found, shared_memory=True))  # else it would have to be copied
-        self.request.infer({0: self.tensor(image, shared_memory=True)}, share_outputs=True)
+        if not hasattr(self.of_thread, "request"):
+            self.of_thread.request = self.model.create_infer_request()
+        request = self.of_thread.request
+        request.set_output_tensor(0, self.tensor(found, shared_memory=True))  # else it would have to be copied
+        request.infer({0: self.tensor(image, shared_memory=True)}, share_outputs=True)
         return torch.from_numpy(found)
 
     def release(self) -> None:
-        self.request = self.model.create_infer_request()  # the old one holds its last image and what it found
+        self.of_thread = threading.local()  # the old requests hold their last image and what they found
         self.model.release_memory()
 
 

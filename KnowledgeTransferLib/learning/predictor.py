@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations, product
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 WHOLE_VALUES = 1 << 28  # that a network holds at once (1 GiB in 32 bits)
@@ -179,8 +179,8 @@ def _padded(image: torch.Tensor, dimensions: int, stride: int) -> torch.Tensor:
     )
     if list(image.shape[1:]) == wanted:
         return image
-    padding = [p for n, m in zip(reversed(image.shape[1:]), reversed(wanted), strict=True) for p in (0, m - n)]
-    return F.pad(image[None], padding, mode="replicate")[0]
+    padding = [(0, m - n) for n, m in zip(image.shape[1:], wanted, strict=True)]
+    return torch.from_numpy(np.pad(image.numpy(), [(0, 0), *padding], mode="edge"))  # torch would wait for all cores
 
 
 def _mirrored(network, axes: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor]:

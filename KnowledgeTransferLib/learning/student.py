@@ -29,6 +29,7 @@ from .resources import give_back_freed_memory
 from .volume import Volume
 
 LARGE_VOXELS = 1 << 24  # of a volume: from here on, memory is given back before the network runs
+BESIDE_BYTES = 1 << 27  # of a pass; there are as many at the same time as cores
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,16 @@ class Student:
         """Bring a volume to the student's grid; errors as `Preprocessing.prepare`."""
         return Prepared(*self.preprocessing.prepare(volume), volume.affine, volume.name)
 
+    def goes_beside(self, prepared: Prepared) -> bool:
+        """Whether an image is so small that it goes through on one core.
+
+        Several of them side by side are faster than one after another on all cores, which would have to wait for each
+        other and for what reads and writes. Alone it goes on one core too, so that results repeat.
+        """
+        voxels = max(math.prod(prepared.image.shape[1:]), math.prod(prepared.grid.shape))
+        bytes_of_pass = 4 * voxels * (self.values_per_voxel + self.labels.channels)
+        return bytes_of_pass <= BESIDE_BYTES and self.runner.beside is not None
+
     def predict(self, volume: Volume, prepared: Prepared | None = None) -> np.ndarray:
         """Class probabilities `(C, I, J, K)` float32 in the geometry of the volume, background first."""
         prepared = prepared or self.prepare(volume)
@@ -157,7 +168,8 @@ class Student:
             give_back_freed_memory()
         limit = fitting_voxels(self, prepared)
         mirror = self.mirror_axes if self.how.mirror else ()
-        return self.runner, prepared.image, self.preprocessing.dimensions, limit, mirror
+        runner = self.runner.beside if self.goes_beside(prepared) else self.runner
+        return runner, prepared.image, self.preprocessing.dimensions, limit, mirror
 
 
 def new_network(design: Design, preprocessing: Preprocessing, labels: Labels, seed: int) -> nn.Module:

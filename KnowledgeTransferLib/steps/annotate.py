@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..learning.ahead import ahead
+from ..learning.ahead import ahead, at_once
 from ..learning.memory import check_probabilities_fit
 from ..learning.predictor import pick_device
 from ..learning.pseudo_annotation import PseudoAnnotation, pseudo_annotation
 from ..learning.student import How, Student
-from ..learning.teachers import FAILURES, Ensemble, absolute, kind_of, remember_trust
+from ..learning.teachers import FAILURES, Ensemble, Opinion, absolute, kind_of, remember_trust
 from ..learning.volume import Volume, read_image, write_annotation, write_image, write_probabilities
 from ..records.bundle import sha256
 from ..records.cohort import Case, Cohort, read_cohort
@@ -146,14 +146,25 @@ def _record(run: RunDirectory, settings: AnnotateSettings, labels: Labels) -> di
 
 
 def _annotate_cases(job: _Job, cohort: Cohort, ensemble: Ensemble) -> None:
-    """Read and prepare the next case, and write the one before, while the teachers look at one."""
+    """Read and prepare the next case, and write the one before, while the teachers judge one.
+
+    Small ones are judged side by side, twice as many as there are cores, since some of them wait for the disk.
+    """
     todo = [case for case in cohort.cases if not _is_done(job, case)]
     stage = job.progress.stage("annotate", len(cohort.cases), len(cohort.cases) - len(todo))
     writing: list[tuple[Case, Future]] = []
+    count = 1 if job.settings.most_bytes else at_once(cohort.cases)
+
+    def look(case: Case) -> _Look:
+        volume = read_image(case.images, case.id)
+        prepared = ensemble.prepare(volume)
+        beside = count > 1 and ensemble.goes_beside(prepared)
+        return _Look(volume, prepared, _judged(job, ensemble, volume, prepared) if beside else None)
+
     with ThreadPoolExecutor(1, "write") as thread:
         try:
-            for case, reading in ahead(lambda case: _read(case, ensemble), todo):
-                found = _judged(job, ensemble, case, reading)
+            for case, looking in ahead(look, todo, 2 * count if count > 1 else 1):
+                found = _found(job, ensemble, case, looking)
                 _tell(job, writing)
                 writing.append((case, thread.submit(_keep, job, case, found)))
                 stage.advance(text=case.id)
@@ -161,26 +172,34 @@ def _annotate_cases(job: _Job, cohort: Cohort, ensemble: Ensemble) -> None:
             _tell(job, writing)
 
 
-def _read(case: Case, ensemble: Ensemble) -> tuple[Volume, list]:
-    volume = read_image(case.images, case.id)
-    return volume, ensemble.prepare(volume)
+@dataclass(frozen=True)
+class _Look:
+    """A case that was read, what the teachers see of it, and what they said of it if they did already."""
+
+    volume: Volume
+    prepared: list
+    said: tuple[Opinion, PseudoAnnotation] | None
 
 
-def _judged(job: _Job, ensemble: Ensemble, case: Case, reading: Future) -> tuple[np.ndarray, PseudoAnnotation] | None:
-    """Where a case lies and what the teachers say of it; None, and a problem, when none of them can."""
+def _judged(job: _Job, ensemble: Ensemble, volume: Volume, prepared: list) -> tuple[Opinion, PseudoAnnotation]:
     disagreement = job.settings.uncertainty and job.settings.uncertainty_measure == "disagreement"
+    check_probabilities_fit(volume, ensemble.maps, job.settings.most_bytes)
+    opinion = ensemble.judge(volume, prepared, disagreement)
+    return opinion, pseudo_annotation(opinion, volume, ensemble.labels, job.settings)
+
+
+def _found(job: _Job, ensemble: Ensemble, case: Case, looking: Future) -> tuple[np.ndarray, PseudoAnnotation] | None:
+    """Where a case lies and what the teachers say of it; None, and a problem, when none of them can."""
     try:
-        volume, prepared = reading.result()
-        check_probabilities_fit(volume, ensemble.maps, job.settings.most_bytes)
-        opinion = ensemble.judge(volume, prepared, disagreement)
-        found = pseudo_annotation(opinion, volume, ensemble.labels, job.settings)
+        look: _Look = looking.result()
+        opinion, found = look.said or _judged(job, ensemble, look.volume, look.prepared)
     except FAILURES as error:
         job.progress.problem(case.id, error)
         return None
     for name, reason in opinion.failed.items():
         unknown = f"; nobody judged {', '.join(opinion.unknown)}" if opinion.unknown else ""
         job.progress.warning(f"{case.id}: is annotated without {name} ({reason}){unknown}")
-    return volume.affine, found
+    return look.volume.affine, found
 
 
 def _keep(job: _Job, case: Case, found: tuple[np.ndarray, PseudoAnnotation] | None) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..learning.ahead import ahead
+from ..learning.ahead import ahead, at_once
 from ..learning.arriving import image_arriving
 from ..learning.predictor import pick_device
 from ..learning.student import How, Prepared, Student, load_student
@@ -141,12 +141,13 @@ def _segment_cases(student: Student, job: _Job) -> dict[str, str]:
                 write_names(job.names.parent, student.labels)
         stage.advance(text=case.id)
 
+    count = 1 if student.how.most_bytes else at_once(job.cases)
     with ThreadPoolExecutor(1) as writer:  # writes one case while the next is segmented
         before = None
-        for case, preparing in ahead(lambda case: _prepared(student, case), todo):
+        for case, looking in ahead(lambda case: _look(student, case, count > 1), todo, count):
             if before and job.progress.stop_asked():
                 finish(*before)  # stops here
-            now = case, _segment_case(student, job, case, preparing, writer)
+            now = case, _segment_case(student, job, case, looking, writer)
             if before:
                 finish(*before)
             before = now
@@ -155,18 +156,24 @@ def _segment_cases(student: Student, job: _Job) -> dict[str, str]:
     return {case.id: str(job.targets[case.id]) for case in job.cases if case.id in made}
 
 
+def _look(student: Student, case: Case, side_by_side: bool) -> tuple[Prepared, np.ndarray | None]:
+    """Read and prepare a case; small ones are segmented side by side, each in the thread that read it."""
+    prepared = _prepared(student, case)
+    return prepared, student.decide(prepared) if side_by_side and student.goes_beside(prepared) else None
+
+
 def _prepared(student: Student, case: Case) -> Prepared:
     with image_arriving(case.images, case.id) as volume:
         return student.prepare(volume)
 
 
 def _segment_case(
-    student: Student, job: _Job, case: Case, preparing: Future, writer: ThreadPoolExecutor
+    student: Student, job: _Job, case: Case, looking: Future, writer: ThreadPoolExecutor
 ) -> Future | None:
     """Begin to write what was segmented; what is in the way of one image is a problem."""
     try:
-        prepared: Prepared = preparing.result()
-        decision = student.decide(prepared)
+        prepared, decision = looking.result()
+        decision = student.decide(prepared) if decision is None else decision
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         job.progress.problem(case.id, error)
         return None

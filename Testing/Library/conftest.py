@@ -42,6 +42,13 @@ def a_picture_student(tmp_path_factory, a_picture_cohort) -> Path:
     return Path(distil(run, a_picture_cohort, annotations="expert", epochs=20)["student"])
 
 
+@pytest.fixture(params=[1, 2], ids=["one core", "two cores"])
+def cores(request, monkeypatch) -> int:
+    """As on a machine with so many cores, though tests share them: with two, small cases are looked at side by side."""
+    monkeypatch.setattr("torch.get_num_threads", lambda: request.param)
+    return request.param
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command line did: its exit status, its events and all that it wrote."""

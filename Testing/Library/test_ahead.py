@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from KnowledgeTransferLib.learning.ahead import SMALL_VOXELS, ahead, in_threads
+from KnowledgeTransferLib.learning.ahead import SMALL_BYTES, SMALL_VOXELS, ahead, at_once, in_threads
+from KnowledgeTransferLib.records.cohort import Case
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -81,3 +82,20 @@ def test_small_work_is_not_handed_out(monkeypatch):
 def test_work_in_threads_tells_its_error():
     with pytest.raises(ZeroDivisionError):
         in_threads(lambda n: 12 // n, [3, 0, 4, 5], SMALL_VOXELS)
+
+
+def test_small_files_are_read_side_by_side_and_large_ones_one_after_another(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    series, large = tmp_path / "series", tmp_path / "large.nii"
+    series.mkdir()
+    for n in range(3):
+        (series / f"{n}.dcm").write_bytes(bytes(SMALL_BYTES // 3))
+    large.write_bytes(bytes(SMALL_BYTES + 1))
+
+    def count(*files):
+        return at_once([Case(id=file.name, images=(file,)) for file in files])
+
+    assert count(series, tmp_path / "missing.nii") == 3
+    assert count(series, large) == 1
+    (series / "3.dcm").write_bytes(bytes(SMALL_BYTES // 3))
+    assert count(series) == 1

@@ -130,6 +130,7 @@ def test_another_cohort_with_the_same_ids_is_annotated_anew(an_annotated_run, tm
     assert str(other) in read_json(run.annotations)["cases"]["B_001"]["images"][0]
 
 
+@pytest.mark.usefixtures("cores")
 def test_teachers_are_averaged_by_their_weights(run, a_foreign_cohort, tmp_path):
     one, two = (expert_folder(a_foreign_cohort, tmp_path / str(shift), shift) for shift in (0, 3))
     annotate(run, a_foreign_cohort, {str(one): 3.0, str(two): 1.0})
@@ -189,6 +190,7 @@ def test_a_teacher_that_was_trained_again_since_is_refused(run, a_teacher, a_for
     assert not run.pseudo_annotation("B_001").exists()
 
 
+@pytest.mark.usefixtures("cores")
 def test_one_bad_case_is_listed_and_the_others_are_annotated(run, a_teacher, a_foreign_cohort, tmp_path):
     cohort = Path(shutil.copytree(a_foreign_cohort, tmp_path / "cohort"))
     (cohort / "images" / "B_002.nrrd").write_bytes(b"no image")
@@ -202,6 +204,20 @@ def test_one_bad_case_is_listed_and_the_others_are_annotated(run, a_teacher, a_f
     record = annotate(run)  # the case was repaired
     assert len(record["cases"]) == 4 and record["problems"] == []
     assert before.items() <= times_of(run.pseudo_annotations).items()
+
+
+def test_side_by_side_cases_are_annotated_as_one_after_another(run, a_teacher, a_foreign_cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    ids, told = [case.id for case in read_cohort(a_foreign_cohort).cases], []
+    annotate(run, a_foreign_cohort, {str(a_teacher): 1.0}, listener=told.append)
+    assert [event["case"] for event in told if event["event"] == "case"] == ids
+    assert list(read_json(run.annotations)["cases"]) == ids
+    alone = RunDirectory(tmp_path / "alone")
+    for case in read_cohort(a_foreign_cohort).cases:
+        annotate(alone, replace(read_cohort(a_foreign_cohort), cases=(case,)), {str(a_teacher): 1.0})
+    for id_ in ids:
+        for file in ("pseudo_annotation", "probability_maps"):
+            assert getattr(run, file)(id_).read_bytes() == getattr(alone, file)(id_).read_bytes()
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
@@ -233,6 +249,7 @@ def test_a_damaged_teacher_is_refused_by_the_name_of_its_file(run, a_teacher, a_
         annotate(run, a_foreign_cohort, {str(teacher): 1.0})
 
 
+@pytest.mark.usefixtures("cores")
 def test_only_the_cases_of_a_cohort_object_are_annotated(run, a_teacher, a_foreign_cohort):
     cohort = read_cohort(a_foreign_cohort)
     annotate(run, replace(cohort, cases=cohort.cases[:1]), {str(a_teacher): 1.0})
@@ -298,6 +315,7 @@ def test_uncertainty_is_an_option(command, an_annotated_run):
     assert read_json(RunDirectory(an_annotated_run).settings)["annotate"]["uncertainty"] is True
 
 
+@pytest.mark.usefixtures("cores")
 def test_a_case_that_does_not_fit_into_the_memory_is_listed_with_what_would(
     command, a_teacher, a_foreign_cohort, tmp_path
 ):
@@ -323,6 +341,7 @@ def test_own_bundles_go_in_blocks_that_fit_with_the_same_result(done, run, a_tea
         np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.usefixtures("cores")
 def test_a_case_that_one_of_two_teachers_lacks_is_annotated_by_the_other_until_both_have_it(
     run, a_foreign_cohort, tmp_path
 ):

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -292,3 +293,29 @@ def test_what_openvino_keeps_for_its_next_pass_is_given_back():
     runner.release()
     assert held_mib() < kept - 30  # measured: 60
     torch.testing.assert_close(runner(image), before)
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    """As on a machine with two cores, though tests share them."""
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_images_that_go_side_by_side_on_one_core_each_get_the_same_as_alone(two_cores, precision):
+    pytest.importorskip("openvino")
+    student = a_student("small")
+    runner = open_backend(student, "openvino", precision)
+    images = [an_image(student, units=3) * (1 + n) for n in range(6)]
+    alone = [runner.beside(image) for image in images]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(runner.beside, images))
+    for found, wanted, image in zip(together, alone, images, strict=True):
+        assert torch.equal(found, wanted)
+        assert (found.argmax(1) != runner(image).argmax(1)).float().mean() <= (1e-4 if precision == "f32" else 1e-2)
+
+
+def test_with_one_core_or_torch_nothing_goes_side_by_side(two_cores, monkeypatch):
+    assert open_backend(a_student(), "torch").beside is None
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    assert open_backend(a_student(), "openvino").beside is None

@@ -199,6 +199,7 @@ def test_a_terminated_process_says_that_it_was_stopped(run, start_process):
     assert run.checkpoint.is_file()
 
 
+@pytest.mark.usefixtures("cores")
 def test_annotating_is_stopped_through_the_function_too(the_annotated_run, a_teacher, a_foreign_cohort, tmp_path):
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(Cancelled, match="annotate was stopped"):

@@ -101,6 +101,7 @@ def test_a_folder_gets_the_format_that_was_asked_for(a_teacher, a_scan, a_foreig
     assert {file.name for file in (tmp_path / "out").iterdir()} == names  # which hold the names themselves
 
 
+@pytest.mark.usefixtures("cores")
 def test_a_folder_of_images_is_segmented_into_a_folder(a_teacher, a_foreign_cohort, tmp_path):
     segment(a_teacher, [a_foreign_cohort / "images"], tmp_path / "new" / "out")
     for case in read_cohort(a_foreign_cohort).cases:
@@ -247,6 +248,7 @@ def test_a_file_where_a_folder_is_needed_is_kept(a_teacher, a_scan, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("cores")
 def test_a_bad_image_is_reported_and_the_others_go_on(a_teacher, a_foreign_cohort, tmp_path):
     images = Path(shutil.copytree(a_foreign_cohort / "images", tmp_path / "in"))
     (images / "B_002.nrrd").write_bytes((images / "B_002.nrrd").read_bytes()[:300])
@@ -274,6 +276,7 @@ def test_a_damaged_bundle_is_refused(a_teacher, a_scan, tmp_path):
     assert not (tmp_path / "out.nii.gz").exists()
 
 
+@pytest.mark.usefixtures("cores")
 def test_the_same_image_gives_the_same_segmentation_whatever_else_is_segmented(
     a_teacher, a_scan, a_foreign_cohort, tmp_path
 ):
@@ -282,6 +285,7 @@ def test_the_same_image_gives_the_same_segmentation_whatever_else_is_segmented(
     assert (tmp_path / "alone.nii.gz").read_bytes() == (tmp_path / "out" / "scan.nii.gz").read_bytes()
 
 
+@pytest.mark.usefixtures("cores")
 def test_what_is_in_the_folder_is_kept_and_the_rest_is_segmented(a_teacher, a_foreign_cohort, tmp_path):
     labels, events = tmp_path / "labels", []
     labels.mkdir()
@@ -298,6 +302,7 @@ def test_what_is_in_the_folder_is_kept_and_the_rest_is_segmented(a_teacher, a_fo
     assert read_annotation(labels / "B_002.nrrd", LABELS).any()
 
 
+@pytest.mark.usefixtures("cores")
 def test_a_stopped_segmentation_goes_on_and_ends_in_the_same_files(a_teacher, a_foreign_cohort, tmp_path):
     run, told = RunDirectory(tmp_path / "run"), []
 
@@ -368,6 +373,7 @@ def test_the_event_of_a_case_tells_the_volume_of_each_structure(a_teacher, a_sca
         assert volumes_ml[structure.name] == pytest.approx(count * voxel_ml, abs=1e-3)
 
 
+@pytest.mark.usefixtures("cores")
 def test_the_volume_is_gone_when_the_network_runs(a_teacher, a_scan, tmp_path, monkeypatch):
     prepare, decide, volumes = Student.prepare, Student.decide, []
 

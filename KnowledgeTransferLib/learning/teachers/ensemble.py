@@ -75,8 +75,15 @@ class Ensemble:
                 prepared[number] = teacher.prepare(volume) if isinstance(teacher, Student) else None
         return prepared
 
+    def goes_beside(self, prepared: list[Prepared | None]) -> bool:
+        """Whether several volumes like this one had better be judged at the same time, as `Student.goes_beside`."""
+        return all(seen and t.goes_beside(seen) for seen, t in zip(prepared, self.teachers, strict=True))
+
     def judge(
-        self, volume: Volume, prepared: list[Prepared | None] | None = None, disagreement: bool = False
+        self,
+        volume: Volume,
+        prepared: list[Prepared | None] | None = None,
+        disagreement: bool = False,
     ) -> Opinion:
         """What those teachers say that can judge the volume; `prepared` is what `prepare` gave.
 
