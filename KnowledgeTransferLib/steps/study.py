@@ -90,6 +90,8 @@ def study(  # noqa: PLR0913
         ValueError, OSError: nothing can be trained, or the study was begun with other settings.
         Cancelled: the user asked for it; what is done is kept.
     """
+    if at_once is not None and at_once < 1:
+        raise ValueError(f"--at-once {at_once}: at least one training runs at a time")
     run = run if isinstance(run, RunDirectory) else RunDirectory(run)
     with run.locked("study"), Progress("study", listener, run.events, run.cancel_requested) as progress:
         request = _request(run, cases, plan, teacher, {"seeds": seeds, "settings": asked})
@@ -197,8 +199,6 @@ def _job(run: RunDirectory, places: list[dict[str, str]], request: dict, progres
 
 def _places(request: dict, at_once: int | None) -> list[dict[str, str]]:
     """Environment variables of each training that may run at a time."""
-    if at_once is not None and at_once < 1:
-        raise ValueError(f"--at-once {at_once}: at least one training runs at a time")
     gpus = _gpus(request["settings"].get("device", "auto"))
     if gpus:
         return [{"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} for number in range(at_once or len(gpus))]

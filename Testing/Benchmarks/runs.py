@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -96,10 +97,17 @@ def _carry_out(run: Run, at_once: int) -> str:
             text=True, encoding="utf-8", check=False,
         )  # fmt: skip
         if ended.returncode:
-            return f"{command}: {ended.stderr.strip().splitlines()[-1:] or ended.returncode}"
+            return f"{command}: {_reason(ended)}"
         known[command] = round(time.monotonic() - began, 1)
         write_json(record, known)
     return ""
+
+
+def _reason(ended: subprocess.CompletedProcess) -> str:
+    """The error that a step told as an event, or the last that it wrote before it fell."""
+    events = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    told = [event["text"] for event in events if event["event"] == "error"] or ended.stderr.strip().splitlines()
+    return told[-1] if told else f"exit status {ended.returncode}"
 
 
 def seconds_of(run: Run) -> float:
