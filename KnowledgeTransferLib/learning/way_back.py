@@ -68,13 +68,15 @@ class WayBack:
         part = self.classes[tuple(where)]
         if not part.size:
             return
-        winners = _winners(maps.numpy(), self.margin, self.type).transpose(self.order)
+        same_grid = all(p.is_same for p in along) and self.margin < np.inf  # then only ties are left to be decided
+        winners = _winners(maps.numpy(), 0.0 if same_grid else self.margin, self.type).transpose(self.order)
         cells = _cells(np.ascontiguousarray(winners), along, self.open)
-        maps = maps.numpy().transpose(0, *(1 + axis for axis in self.order))
-        rows, table = _corner_rows(maps, cells == self.open, along, logits)
         z, y, x = (p.below for p in along)
         in_threads(lambda n: cells[z[n]].take(x, 1).take(y, 0, out=part[n], mode="clip"), range(len(part)), part.size)
-        self._interpolate(part, along, rows, table)
+        is_open = cells == self.open
+        if is_open.any():
+            maps = maps.numpy().transpose(0, *(1 + axis for axis in self.order))
+            self._interpolate(part, along, *_corner_rows(maps, is_open, along, logits))
 
     def _interpolate(self, part: np.ndarray, along: list[Places], rows: torch.Tensor, table: np.ndarray) -> None:
         """Decide the open voxels of `(K, J, I)`."""

@@ -14,7 +14,8 @@ from timing import median_ms
 
 from KnowledgeTransferLib.records.cohort import read_cohort
 
-BATCH, STEPS, PATCH, REPEATS = 8, 30, (40, 56, 40), 3
+BATCH, STEPS, PATCH = 8, 30, (40, 56, 40)
+ROUNDS = 15  # of a folder and its floor in turn
 
 
 def student(data: Path, work: Path) -> dict:
@@ -98,22 +99,30 @@ def networks(data: Path, work: Path) -> dict:
 
 
 def segment(data: Path, work: Path, bundle: str = "") -> dict:
-    """A folder, several times in one process: the first is cold, the best of the others warm, as in `serve`.
+    """A folder, several times in one process: the first is cold, the others warm, as in `serve` (median).
 
-    The floor of a warm scan is measured in the same process.
+    The floor of a warm scan is measured in turn with it; `ratio` is the median of the rounds' ratios, beside the least
+    and the largest.
     """
     from KnowledgeTransferLib.learning.student import load_student
     from KnowledgeTransferLib.steps.segment import segment as run
     from KnowledgeTransferLib.steps.serve import keeping
 
     scans, bundle = folder_of_scans(data, work), Path(bundle or work / "run" / "student")
-    open_student, times = keeping(load_student), []
-    for _ in range(REPEATS + 1):
+    open_student = keeping(load_student)
+
+    def ms_per_scan() -> float:
         began = time.perf_counter()
         done = run(bundle, [scans], work / "ours", device="cpu", overwrite=True, open_student=open_student)
-        times.append((time.perf_counter() - began) / len(done["files"]) * 1000)
-    found = {"cold_ms": times[0], "ms": min(times[1:]), "peak_mib": peak_mib()}
-    return {**found, **_floor(open_student(bundle, "cpu"), scans, work)}
+        return (time.perf_counter() - began) / len(done["files"]) * 1000
+
+    cold_ms, peak = ms_per_scan(), peak_mib()
+    rounds = [(_floor(open_student(bundle, "cpu"), scans, work), ms_per_scan()) for _ in range(ROUNDS)]
+    floor = {name: float(np.median([parts[name] for parts, _ in rounds])) for name in rounds[0][0]}
+    ratios = sorted(ms / sum(parts.values()) for parts, ms in rounds)
+    warm_ms = float(np.median([ms for _, ms in rounds]))
+    ratio = {"ratio": float(np.median(ratios)), "least": ratios[0], "largest": ratios[-1]}
+    return {"cold_ms": cold_ms, "ms": warm_ms, "peak_mib": peak, **floor, **ratio}
 
 
 def _floor(student, scans: Path, work: Path) -> dict:
@@ -129,7 +138,7 @@ def _floor(student, scans: Path, work: Path) -> dict:
         times[name].append((time.perf_counter() - began) * 1000)
         return result
 
-    for scan in sorted(scans.iterdir()) * REPEATS:
+    for scan in sorted(scans.iterdir()):
         volume = timed("read_ms", read_image, scan)
         prepared = student.prepare(volume)
         timed("pass_ms", next, class_maps(student.runner, prepared.image, 3, prepared.image.numel() * 8))
