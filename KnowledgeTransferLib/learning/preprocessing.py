@@ -23,7 +23,6 @@ from .way_back import WayBack
 KINDS = ("ct", "z-score")
 PERCENTILES = (0.5, 99.5)
 SAMPLED_VOXELS = 1 << 20  # percentiles are taken from at most about this many voxels, evenly spread
-PART_VOXELS = 1 << 16  # that are summed up together
 BYTES_PER_VOXEL = 8  # of a prepared image: 32 bits, twice while it is resampled or padded
 LARGEST = sys.float_info.max
 SPACINGS_MM = (1e-6, 1e6)  # from a microscope's picture to a satellite's
@@ -79,18 +78,20 @@ def _every(channel: np.ndarray, step: int) -> np.ndarray:
 
 
 def _moments(channel: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """Mean and standard deviation of the clipped voxels, part by part in the order in which they lie in memory."""
+    """Mean and standard deviation of the clipped voxels, plane by plane in the order in which they lie in memory.
+
+    (Sums over more than a plane let NumPy's BLAS wake its threads, which then keep the cores busy with waiting.)
+    """
     planes = channel.transpose(sorted(range(3), key=lambda axis: -abs(channel.strides[axis])))
-    count = max(1, PART_VOXELS // max(1, planes[0].size))
-    parts = [planes[n : n + count] for n in range(0, len(planes), count)]
     centre = (low + high) / 2
 
-    def sums(part: np.ndarray) -> tuple[float, float]:
-        clipped = np.clip(part.astype(np.float32), np.float32(low), np.float32(high))
-        values = clipped.astype(np.float64).ravel() - centre
+    def sums(plane: np.ndarray) -> tuple[float, float]:
+        values = (
+            np.clip(plane.astype(np.float32), np.float32(low), np.float32(high)).astype(np.float64).ravel() - centre
+        )
         return values.sum(), values @ values
 
-    total, squares = np.sum(in_threads(sums, parts, channel.size), 0) / channel.size
+    total, squares = np.sum(in_threads(sums, planes, channel.size), 0) / channel.size
     return float(total + centre), math.sqrt(max(0.0, squares - total**2))
 
 
