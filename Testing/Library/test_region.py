@@ -19,7 +19,7 @@ ENOUGH = 10**9
 class Bright:
     """What is brighter than 1 is the structure; counts the voxels that it was shown."""
 
-    total_stride, margin = 4, 4
+    total_stride, margin, beside = 4, 4, None
 
     def __init__(self):
         self.voxels = 0
