@@ -66,6 +66,12 @@ def signals():
     return [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
 
 
+def press(number: int = signal.SIGINT) -> None:
+    """What the command line does on a signal. (A real one to this process now and then ended the whole test process;
+    real ones go to a process of its own, below.)"""
+    signal.getsignal(number)(number, None)
+
+
 @pytest.mark.parametrize("epoch", [1, 4])
 def test_a_cancel_file_stops_a_training_which_then_goes_on(run, command, at_event, monkeypatch, the_digest, epoch):
     at_event("metrics", epoch, run.cancel.touch)
@@ -95,7 +101,7 @@ def test_a_training_can_be_stopped_before_it_begins(run, command, at_event, monk
 def test_ctrl_c_and_termination_stop_a_training_which_then_goes_on(
     run, command, at_event, monkeypatch, the_digest, number
 ):
-    at_event("metrics", 3, lambda: os.kill(os.getpid(), number))
+    at_event("metrics", 3, lambda: press(number))
     outcome = command("distil", run.path, *LINE)
     assert (outcome.status, outcome.events[-1]["event"]) == (130, "cancelled")
     assert "Traceback" not in outcome.text
@@ -110,7 +116,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_nothing_of_the_checkpoint(
 ):
     def twice() -> None:
         for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
+            press()
 
     at_event("metrics", 4, twice)
     outcome = command("distil", run.path, *LINE)
@@ -138,7 +144,7 @@ def test_a_cancel_file_stops_the_annotation_which_then_goes_on(
 
 
 def test_ctrl_c_stops_a_segmentation_between_two_images(command, at_event, a_teacher, a_foreign_cohort, tmp_path):
-    at_event("stage", 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    at_event("stage", 1, press)
     outcome = command("segment", a_teacher, a_foreign_cohort, tmp_path / "out")
     assert (outcome.status, outcome.events[-1]["event"]) == (130, "cancelled")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"B_001.nrrd", "dataset.json"}
@@ -186,12 +192,13 @@ def test_every_event_is_a_line_of_json_with_time_left_and_an_end(run, command, a
 
 
 @pytest.mark.slow
-def test_a_terminated_process_says_that_it_was_stopped(run, start_process):
+@pytest.mark.parametrize("number", signals())
+def test_a_process_that_gets_a_signal_says_that_it_was_stopped(run, start_process, number):
     process = start_process("distil", run.path, "--epochs", 2000)
     for text in process.stdout:
         if json.loads(text)["event"] == "metrics":
             break
-    process.terminate()
+    process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert json.loads(output.splitlines()[-1])["event"] == "cancelled"
