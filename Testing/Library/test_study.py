@@ -274,14 +274,15 @@ def test_each_gpu_gets_one_training_at_a_time(monkeypatch, tmp_path, plan, cases
     assert {device for devices in most for device in devices} == {"0", "1"}
 
 
-def test_trainings_at_the_same_time_share_what_there_is(monkeypatch):
+def test_trainings_at_the_same_time_share_what_there_is(monkeypatch, tmp_path):
     cores = module.os.cpu_count()
     on_the_cpu = {"settings": {"device": "cpu"}}
     assert module._places(on_the_cpu, None) == [{}]
     assert module._places(on_the_cpu, 2) == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2
     assert module._places(on_the_cpu, 4 * cores) == [{"OMP_NUM_THREADS": "1"}] * 4 * cores
     with pytest.raises(ValueError, match="--at-once 0: at least one"):
-        module._places(on_the_cpu, 0)
+        study(tmp_path / "study", at_once=0)
+    assert not (tmp_path / "study").exists()
     monkeypatch.setattr(module, "_gpus", lambda asked: ["0", "1"])
     assert [place["CUDA_VISIBLE_DEVICES"] for place in module._places(on_the_cpu, 3)] == ["0", "1", "0"]
 
