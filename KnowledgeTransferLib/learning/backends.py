@@ -38,7 +38,8 @@ class Backend(Protocol):
     """Runs a network: `(B, C, *size)` float32 on the CPU to logits `(B, classes, *size)` float32 on the CPU.
 
     `NEEDS` are the packages without which it cannot run, as one installs them; `PRECISIONS` are those it can run in;
-    `about` is what the log says of it; `file` is the exported file that it runs, or None.
+    `about` is what the log says of it; `file` is the exported file that it runs, or None. One that can has two more:
+    `halves`, body and head of the network apart, and `beside`, itself for images that go through beside each other.
     """
 
     NEEDS: tuple[str, ...]

@@ -136,9 +136,9 @@ class Student:
         Several of them side by side are faster than one after another on all cores, which would have to wait for each
         other and for what reads and writes. Alone it goes on one core too, so that results repeat.
         """
-        voxels = max(math.prod(prepared.image.shape[1:]), math.prod(prepared.grid.shape))
         if self.how.most_bytes:  # then one goes after another, with all cores
             return False
+        voxels = max(math.prod(prepared.image.shape[1:]), math.prod(prepared.grid.shape))
         bytes_of_pass = 4 * voxels * (self.values_per_voxel + self.labels.channels)
         return bytes_of_pass <= BESIDE_BYTES and self.runner.beside is not None
 

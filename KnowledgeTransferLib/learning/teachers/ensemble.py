@@ -80,10 +80,7 @@ class Ensemble:
         return all(seen and t.goes_beside(seen) for seen, t in zip(prepared, self.teachers, strict=True))
 
     def judge(
-        self,
-        volume: Volume,
-        prepared: list[Prepared | None] | None = None,
-        disagreement: bool = False,
+        self, volume: Volume, prepared: list[Prepared | None] | None = None, disagreement: bool = False
     ) -> Opinion:
         """What those teachers say that can judge the volume; `prepared` is what `prepare` gave.
 
