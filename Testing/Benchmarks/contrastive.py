@@ -26,7 +26,9 @@ KINDS = ("contrastive", "feature-mse")
 BASE = "no distillation"
 HALF = ("--annotations", "expert", "--labelled-share", "0.5")
 QUICK = ("--batch-size", "8", "--precision", "bf16-mixed")
-EPOCHS = {"heart": 50, "lesions": 28}  # of a student that learns from half of the labels: about 400 iterations each
+EPOCHS = {"heart": 50, "lesions": 84}  # of a student that learns from half of the labels: 400 and 1200 iterations
+TEACHER_EPOCHS = {"heart": 47, "lesions": 64}
+LENGTHS = {"medium": (16, 64), "s1": (28, 84, 168)}  # epochs that were tried on the lesions
 PUBLISHED = (
     "--loss",
     "dice-ce=0.4",
@@ -81,6 +83,30 @@ def published() -> str:
     )  # fmt: skip
 
 
+def lengths() -> str:
+    """How long a teacher, and a student without distillation, ought to learn: breast lesions, Dice on `transferal`."""
+    runs = {("medium", "all", epochs): [teacher("lesions", epochs)] for epochs in LENGTHS["medium"]}
+    runs |= {("s1", "half", epochs): [_alone(epochs, seed) for seed in SEEDS] for epochs in LENGTHS["s1"]}
+    trained = [run for part in runs.values() for run in part]
+    methods = [word for n, run in enumerate(trained) for word in ("--method", f"run{n}={run.student}")]
+    test = Run(
+        "scales/lengths",
+        (("evaluate", "--cohort", str(_lesions()), "--split", "transferal", *methods),),
+        tuple(run.name for run in trained),
+    )
+    must([*trained, test])
+    evaluation = read_json(test.folder / "evaluation.json")
+    lines = ["| network | labels | epochs | Dice by patient | seed by seed |", "|---|---|---|---|---|"]
+    for key, part in runs.items():
+        dice = [dice_of_patients(evaluation, f"run{trained.index(run)}") for run in part]
+        mean = interval(mean_with_interval(list(mean_over(dice).values())))
+        seeds = ", ".join(f"{np.mean(list(found.values())):.3f}" for found in dice)
+        lines.append(f"| {' | '.join(map(str, key))} | {mean} | {seeds} |")
+    listing = "\n".join(part[0].text() for part in runs.values())
+    title = "How long to train (breast lesions in ultrasound, split `transferal`)"
+    return "\n\n".join([f"## {title}", f"```bash\n{listing}\n```", "\n".join(lines)])
+
+
 def lesions() -> str:
     """S1 and S2 on breast lesions: features, pseudo-annotations, both together, and all labels without a teacher."""
     must([teacher("heart"), scale_study()])
@@ -103,7 +129,7 @@ def lesions() -> str:
     return described(title, study, f"{said}\n\n{_together(study)}")
 
 
-PARTS = {"scales": scales, "published": published, "lesions": lesions}
+PARTS = {"scales": scales, "published": published, "lengths": lengths, "lesions": lesions}
 
 
 def must(runs: list[Run]) -> None:
@@ -113,11 +139,21 @@ def must(runs: list[Run]) -> None:
         raise SystemExit("\n".join(f"{name}: {why}" for name, why in failed.items()))
 
 
-def teacher(data: str) -> Run:
+def teacher(data: str, epochs: int = 0) -> Run:
     """About 2 million parameters, on all expert annotations of split `teacher`."""
-    cohort, size, epochs = {"heart": (HEART, (), "47"), "lesions": (_lesions(), HALF_SIZE, "16")}[data]
+    cohort, size = {"heart": (HEART, ()), "lesions": (_lesions(), HALF_SIZE)}[data]
+    epochs = epochs or TEACHER_EPOCHS[data]
+    name = f"teacher of {data}" + ("" if epochs == TEACHER_EPOCHS[data] else f", {epochs} epochs")
     learn = ("--cohort", str(cohort), "--split", "teacher", "--annotations", "expert", "--student", "medium", *size)
-    return Run(f"scales/teacher of {data}", (("distil", *learn, "--epochs", epochs, *QUICK, "--seed", "0"),))
+    return Run(f"scales/{name}", (("distil", *learn, "--epochs", str(epochs), *QUICK, "--seed", "0"),))
+
+
+def _alone(epochs: int, seed: int) -> Run:
+    """S1 on half of the labels of the lesions, without distillation."""
+    learn = ("--cohort", str(_lesions()), "--split", "teacher", "--student", "s1", *HALF_SIZE, *HALF)
+    length = ("--epochs", str(epochs), "--validate-every-epochs", str(epochs // 7))
+    name = f"scales/s1 of lesions {epochs} epochs {seed}"
+    return Run(name, (("distil", *learn, *length, *QUICK, "--seed", str(seed)),))
 
 
 def scale_study() -> Run:
