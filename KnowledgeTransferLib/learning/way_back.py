@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.lib.stride_tricks import as_strided
 
-from .ahead import in_threads
+from .ahead import SMALL_VOXELS, in_threads
 from .resampling import Places, places
 
 MARGIN = 1e-4  # a smaller lead of a winner might be lost in rounding: its cells are interpolated
@@ -72,7 +72,11 @@ class WayBack:
         winners = _winners(maps.numpy(), 0.0 if same_grid else self.margin, self.type).transpose(self.order)
         cells = _cells(np.ascontiguousarray(winners), along, self.open)
         z, y, x = (p.below for p in along)
-        in_threads(lambda n: cells[z[n]].take(x, 1).take(y, 0, out=part[n], mode="clip"), range(len(part)), part.size)
+        if part.size < SMALL_VOXELS:
+            part[...] = cells.take(z, 0).take(y, 1).take(x, 2)
+        else:
+            planes = range(len(part))
+            in_threads(lambda n: cells[z[n]].take(x, 1).take(y, 0, out=part[n], mode="clip"), planes, part.size)
         is_open = cells == self.open
         if is_open.any():
             maps = maps.numpy().transpose(0, *(1 + axis for axis in self.order))
