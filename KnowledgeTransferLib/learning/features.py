@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -82,28 +84,41 @@ def taps_of_kind(shapes: dict[str, Shape], kind: str) -> list[str]:
     return sorted(taps, key=lambda tap: int(tap[len(kind) :] or 0))
 
 
-def tap_pairs(scales: Iterable[str], shapes: Shapes) -> list[tuple[str, str]]:
-    """Which tap of the student learns from which of the teacher's.
+def tap_pairs(scales: Iterable[str], shapes: Shapes) -> dict[tuple[str, str], float]:
+    """Which tap of the student learns from which of the teacher's, and what share of a loss that pair has.
 
     Args:
         scales: "encoder", "bottleneck", "decoder" stand for all taps of the kind, "encoder2" for one; each learns from
-            the teacher's tap of the same kind whose grid is nearest to its own. "encoder1:encoder3" names both.
+            the teacher's tap of the same kind whose grid is nearest to its own. "encoder1:encoder3" names both. All
+            scales count the same, however many pairs they have; "bottleneck=2" counts twice.
+
+    Returns:
+        pair -> its share; the shares add up to 1.
 
     Raises:
-        ValueError: a tap that a network does not have; the message lists those that it has.
+        ValueError: a tap that a network does not have (the message lists those that it has), or a weight that is none.
     """
-    pairs = []
+    shares: dict[tuple[str, str], float] = defaultdict(float)
     for scale in scales:
-        wanted, _, partner = scale.partition(":")
+        named, equals, weight = scale.partition("=")
+        wanted, _, partner = named.partition(":")
         taps = [wanted] if wanted in shapes.student else taps_of_kind(shapes.student, wanted)
-        for tap in taps:
-            pairs.append((tap, partner or _nearest(tap, shapes)))
         if not taps or (partner and partner not in shapes.teacher):
             whose = "teacher" if taps else "student"
             raise ValueError(
                 f"--scales {scale}: the {whose} has no such feature tap; it has {', '.join(getattr(shapes, whose))}"
             )
-    return list(dict.fromkeys(pairs))
+        for tap in taps:
+            shares[tap, partner or _nearest(tap, shapes)] += _weight(scale, weight if equals else "1") / len(taps)
+    whole = sum(shares.values())
+    return {pair: share / whole for pair, share in shares.items()}
+
+
+def _weight(scale: str, text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise ValueError(f"--scales {scale}: {text or 'nothing'} is no weight; write bottleneck=2, say")
 
 
 def _nearest(tap: str, shapes: Shapes) -> str:

@@ -29,6 +29,7 @@ from .predictor import predict
 
 CHECKPOINT_EVERY_S = 60
 WARM_UP_SHARE = 0.2  # of the one-cycle schedule (Smith & Topin 2018, arXiv:1708.07120)
+LATE_SHARE = 0.75  # of the training: from here on the rate is low, and what the held-out patients say is no accident
 OVERRUN = 1.1  # a time budget may be exceeded by a tenth before the training is ended early
 
 
@@ -99,7 +100,7 @@ def _new_losses(network: nn.Module, channels: int, settings: DistilSettings, tea
 
 
 def train(training: Training, run: RunDirectory, progress: Progress) -> None:
-    """Train to the end, from where a checkpoint left off; the best network is in `training.state.best_network`.
+    """Train to the end, from where a checkpoint left off; the network to keep is in `training.state.best_network`.
 
     Raises:
         Cancelled: the user asked for it; the checkpoint holds everything so far.
@@ -141,15 +142,15 @@ def train_step(training: Training, batch: Batch, began: float) -> None:
     training.network.train()
     taught = training.teacher.outputs(target.image, training.loss.teacher_taps) if training.teacher else None
     loss = training.loss(outputs_of(training.network, target.image, training.loss.student_taps), taught, target)
-    if not torch.isfinite(loss):
-        raise ValueError(
-            f"the loss is no number any more at step {state.step}; try a lower --learning-rate, or 32-true"
-        )
     training.optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
     _average_gradients(training)
-    for module in (training.network, training.loss):
-        fabric.clip_gradients(module, training.optimizer, max_norm=1.0)
+    parts = [list(module.parameters()) for module in (training.network, training.loss)]
+    norms = [nn.utils.clip_grad_norm_(part, 1.0) for part in parts if part]  # each alone: Fabric clips them together
+    if not all(math.isfinite(number) for number in (float(loss.detach()), *map(float, norms))):
+        raise ValueError(
+            f"the loss is no number any more at step {state.step}; try a lower --learning-rate, or 32-true"
+        )
     training.optimizer.step()
     state.loss_sum += float(loss.detach())
 
@@ -177,7 +178,7 @@ def _average_gradients(training: Training) -> None:
 
 
 def end_epoch(training: Training, progress: Progress) -> bool:
-    """Write an epoch's line in the history; now and then look at the held-out patients and keep the best network.
+    """Write an epoch's line in the history; now and then look at the held-out patients and keep the network.
 
     Returns:
         whether it looked.
@@ -196,15 +197,27 @@ def end_epoch(training: Training, progress: Progress) -> bool:
     state.loss_sum = 0.0
     if epoch % training.settings.validate_every_epochs == 0 or state.step >= training.total_steps:
         row["validation_dice"] = dice = training.fabric.broadcast(held_out_dice(training))
-        if dice > state.best_dice:
+        if _is_better(training, dice, epoch):
             _keep(training, dice, epoch)
     state.history.append(row)
     progress.event("metrics", **row)
     return row["validation_dice"] is not None
 
 
+def _is_better(training: Training, dice: float, epoch: int) -> bool:
+    """Whether the network of this epoch takes the place of the one that is kept.
+
+    The best of those late in the training, where the held-out patients are few and earlier ones do well by chance; the
+    latest, should the training end before. With patience, which may end it at any time, the best of all.
+    """
+    state, settings = training.state, training.settings
+    late = 1 if settings.patience_epochs else LATE_SHARE * settings.epochs
+    only_early = not state.best_network or 0 < state.best_epoch < late  # epoch 0: what is fine-tuned
+    return only_early or (epoch >= late and dice > state.best_dice)
+
+
 def _look_at_start(training: Training, progress: Progress) -> None:
-    """What is fine-tuned is the best network as long as the held-out patients show no better one."""
+    """What is fine-tuned is kept as long as the held-out patients show no better network."""
     dice = training.fabric.broadcast(held_out_dice(training))
     _keep(training, dice, 0)
     progress.message(f"before fine-tuning, the mean Dice of the held-out patients is {dice:.3f}")
@@ -217,18 +230,23 @@ def _keep(training: Training, dice: float, epoch: int) -> None:
 
 
 def held_out_dice(training: Training) -> float:
-    """Mean Dice over the held-out cases and their known structures, with what they were annotated with."""
+    """Dice of each known structure with what it was annotated with, the mean over the structures.
+
+    The voxels of all held-out cases are counted together (as in nnU-Net, Isensee et al. 2021): they are few, and where
+    a structure is small or missing the Dice of a single case says little.
+    """
     network = training.network.module.eval()
-    scores = []
+    both, drawn = np.zeros((2, training.sampler.classes), int)
     for case in training.held_out:
         image = torch.from_numpy(np.asarray(case.image, np.float32))
         decision = predict(network, image, network.dimensions, training.limit_voxels).argmax(0).numpy()
         truth = np.asarray(case.target[0] if len(case.target) == 1 else case.target.argmax(0))
         for channel in sorted({*range(1, training.sampler.classes)} - {*case.unknown}):
             a, b = decision == channel, truth == channel
-            if a.any() or b.any():
-                scores.append(2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b)))
-    return float(np.mean(scores)) if scores else 0.0
+            both[channel] += np.count_nonzero(a & b)
+            drawn[channel] += np.count_nonzero(a) + np.count_nonzero(b)
+    there = drawn > 0
+    return float(np.mean(2 * both[there] / drawn[there])) if there.any() else 0.0
 
 
 def learning_rate(share: float, highest: float) -> float:

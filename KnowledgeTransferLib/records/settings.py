@@ -87,7 +87,9 @@ class DistilSettings:
     minutes: float | None = _option(None, "time budget of the training, instead of epochs", limits=(0.01, 1e6))
     learning_rate: float | None = _option(None, "highest rate of the one-cycle schedule", limits=(1e-9, 1e3))
     weight_decay: float = _option(1e-2, "weight decay of AdamW", limits=NOT_NEGATIVE)
-    validation_share: float = _option(0.15, "share of the patients held out to choose the best student", limits=SHARE)
+    validation_share: float = _option(
+        0.15, "share of the patients held out to choose among late students", limits=SHARE
+    )
     validate_every_epochs: int | None = _option(
         None, "epochs between two looks at the held-out patients", limits=AT_LEAST_ONE
     )
@@ -114,7 +116,7 @@ class DistilSettings:
     live_sha256: str = _option("", "weights of that bundle")
     scales: tuple[str, ...] = _option(
         ("encoder", "bottleneck", "decoder"), "feature taps that are compared: kinds, taps (encoder2) or pairs "
-        "(encoder1:encoder3, the student's first)",
+        "(encoder1:encoder3, the student's first); bottleneck=2 counts twice",
     )  # fmt: skip
     response_temperature: float = _option(4.0, "temperature of the loss response", limits=(1e-3, 1e3))
     contrastive_temperature: float = _option(0.4, "temperature of the contrastive losses", limits=(1e-3, 1e3))

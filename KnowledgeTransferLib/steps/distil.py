@@ -54,7 +54,7 @@ def distil(
             back what settings.json says of `epochs`, `minutes` or `start_from`.
 
     Returns:
-        `student` (the bundle's folder), `validation_dice`, `epoch` of the best student, and `problems`.
+        `student` (the bundle's folder), `validation_dice`, `epoch` of that student, and `problems`.
 
     Raises:
         ValueError, OSError: nothing can be learnt, or the run was begun with other settings.

@@ -29,15 +29,17 @@ QUICK = ("--batch-size", "8", "--precision", "bf16-mixed")
 EPOCHS = {"heart": 50, "lesions": 84}  # of a student that learns from half of the labels: 400 and 1200 iterations
 TEACHER_EPOCHS = {"heart": 47, "lesions": 64}
 LENGTHS = {"medium": (16, 64), "s1": (28, 84, 168)}  # epochs that were tried on the lesions
-PUBLISHED = (
-    "--loss",
-    "dice-ce=0.4",
-    "--loss",
-    "contrastive=0.4",
-    "--loss",
-    "response=0.2",
-    "--scales",
-    ",".join(SCALES),
+PUBLISHED = tuple(
+    [
+        "--loss",
+        "dice-ce=0.4",
+        "--loss",
+        "contrastive=0.4",
+        "--loss",
+        "response=0.2",
+        "--scales",
+        "encoder,bottleneck=2,decoder",
+    ]
 )
 
 

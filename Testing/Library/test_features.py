@@ -48,11 +48,16 @@ SHAPES = Shapes(
 @pytest.mark.parametrize(
     ("scales", "pairs"),
     [
-        (("encoder",), [("encoder1", "encoder2"), ("encoder2", "encoder3")]),
-        (("encoder2",), [("encoder2", "encoder3")]),
-        (("bottleneck", "decoder"), [("bottleneck", "bottleneck"), ("decoder1", "decoder1")]),
-        (("encoder1:bottleneck",), [("encoder1", "bottleneck")]),
-        (("bottleneck", "bottleneck"), [("bottleneck", "bottleneck")]),
+        (("encoder",), {("encoder1", "encoder2"): 0.5, ("encoder2", "encoder3"): 0.5}),
+        (("encoder2",), {("encoder2", "encoder3"): 1}),
+        (("bottleneck", "decoder"), {("bottleneck", "bottleneck"): 0.5, ("decoder1", "decoder1"): 0.5}),
+        (("encoder1:bottleneck",), {("encoder1", "bottleneck"): 1}),
+        (("bottleneck", "bottleneck"), {("bottleneck", "bottleneck"): 1}),
+        (
+            ("encoder", "bottleneck=2", "decoder"),
+            {("encoder1", "encoder2"): 0.125, ("encoder2", "encoder3"): 0.125, ("bottleneck", "bottleneck"): 0.5}
+            | {("decoder1", "decoder1"): 0.25},
+        ),
     ],
 )
 def test_a_scale_pairs_the_taps_of_a_kind_whose_grids_are_nearest(scales, pairs):
@@ -64,6 +69,9 @@ def test_a_scale_pairs_the_taps_of_a_kind_whose_grids_are_nearest(scales, pairs)
     [
         ("encoder9", "the student has no such feature tap; it has encoder1, encoder2, bottleneck, decoder1"),
         ("skips", "the student has no such feature tap"),
+        ("encoder=0", "--scales encoder=0: 0 is no weight; write bottleneck=2, say"),
+        ("encoder=", "--scales encoder=: nothing is no weight"),
+        ("encoder=much", "much is no weight"),
         ("encoder1:encoder9", "the teacher has no such feature tap; it has encoder1, encoder2, encoder3"),
     ],
 )

@@ -81,12 +81,37 @@ def test_training_learns_and_keeps_the_best_network(tmp_path):
     train(training, RunDirectory(tmp_path), PROGRESS)
     state = training.state
     dices = [row["validation_dice"] for row in state.history]
-    assert state.best_dice == max(dices) > 0.8
-    assert state.best_epoch == 1 + int(np.argmax(dices))
+    assert state.best_dice == max(dices[14:]) > 0.8
+    assert state.best_epoch == 15 + int(np.argmax(dices[14:]))
     assert state.history[-1]["loss"] < 0.5 * state.history[0]["loss"]
     assert [row["iteration"] for row in state.history] == list(range(2, 42, 2))
     training.network.module.load_state_dict(state.best_network)
     assert held_out_dice(training) == pytest.approx(state.best_dice)
+
+
+@pytest.mark.parametrize(
+    ("dices", "kept"),
+    [
+        ([0.9, 0.1, 0.2, 0.3], 4),  # the early ones do not count
+        ([0.9, 0.1, 0.3, 0.2], 3),
+        ([0.9, 0.1, 0.2, 0.2], 3),
+        ([0.0, 0.0, 0.0, 0.0], 3),
+    ],
+)
+def test_of_the_looks_those_late_in_the_training_count(tmp_path, monkeypatch, dices, kept):
+    dice_is(monkeypatch, dices)
+    training = a_training(epochs=4)
+    train(training, RunDirectory(tmp_path), PROGRESS)
+    assert (training.state.best_epoch, training.state.best_dice) == (kept, dices[kept - 1])
+
+
+def test_a_training_that_is_ended_early_keeps_its_latest_network(tmp_path, monkeypatch):
+    dice_is(monkeypatch, [0.9, 0.1])
+    training = a_training(epochs=9, minutes=1e-9)
+    monkeypatch.setattr(module, "_ended_early", lambda training, _: training.state.step == 4)
+    train(training, RunDirectory(tmp_path), PROGRESS)
+    assert training.state.best_epoch == 2
+    assert equal(weights(training), list(training.state.best_network.values()))
 
 
 def test_looks_at_the_held_out_patients_come_as_often_as_asked_and_at_the_end(tmp_path):
@@ -107,6 +132,25 @@ def test_the_held_out_dice_equals_a_plain_formula(monkeypatch):
     soft = np.concatenate([255 - 200 * truth[None], 200 * truth[None]]).astype(np.uint8)
     training.held_out = [dataclasses.replace(training.held_out[0], target=soft)]
     assert held_out_dice(training) == pytest.approx(2 * overlap / (truth.sum() + found.sum()))
+
+
+def test_the_voxels_of_all_held_out_cases_are_counted_together(monkeypatch):
+    """A case without the structure costs what is drawn there, and nothing where nothing is drawn."""
+    training = a_training()
+    case = training.held_out[0]
+    empty = dataclasses.replace(case, target=np.zeros_like(case.target))
+    truth = case.target[0] == 1
+    answer = torch.zeros(2, *truth.shape)
+    answer[1] = torch.from_numpy(truth)
+    monkeypatch.setattr(module, "predict", lambda *_: answer)
+    training.held_out = [case]
+    assert held_out_dice(training) == 1
+    training.held_out = [case, empty]
+    assert held_out_dice(training) == pytest.approx(2 / 3)  # twice the voxels are drawn
+    training.held_out = [empty]
+    assert held_out_dice(training) == 0
+    monkeypatch.setattr(module, "predict", lambda *_: torch.zeros(2, *truth.shape))
+    assert held_out_dice(training) == 0, "nothing is there to be told"
 
 
 def test_structures_that_nobody_judged_are_not_looked_at_in_held_out_patients():

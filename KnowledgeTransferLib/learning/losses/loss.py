@@ -28,7 +28,7 @@ class DistillationLoss(nn.Module):
 
 
 class PairedLoss(DistillationLoss):
-    """The mean, over the pairs of feature taps that `--scales` names, of what `compare` says of a pair.
+    """The weighted mean, over the pairs of feature taps that `--scales` names, of what `compare` says of a pair.
 
     `compare(number, own, other, target)` is the loss of the pair of that number, whose features
     `(B, channels, *grid)` are the student's own and the other, the teacher's.
@@ -44,10 +44,10 @@ class PairedLoss(DistillationLoss):
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> torch.Tensor:
         parts = [
-            self.compare(number, student.features[own].float(), teacher.features[other].float(), target)
-            for number, (own, other) in enumerate(self.pairs)
+            share * self.compare(number, student.features[own].float(), teacher.features[other].float(), target)
+            for number, ((own, other), share) in enumerate(self.pairs.items())
         ]
-        return torch.stack(parts).mean()
+        return torch.stack(parts).sum()
 
 
 class ProjectedLoss(PairedLoss):
