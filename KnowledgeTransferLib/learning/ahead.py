@@ -13,6 +13,7 @@ import torch
 from ..records.cohort import Case
 
 SMALL_BYTES = 1 << 22  # of an image file that may be read beside others
+HEADERS = (".mhd", ".nhdr")  # whose voxels lie in another file, most often a large one
 MOST_AT_ONCE = 16
 SMALL_VOXELS = 1 << 18  # handing out less work than this takes longer than doing it
 
@@ -41,6 +42,8 @@ def at_once(cases: Sequence[Case]) -> int:
 
 def _bytes_of(file: Path) -> int:
     """Of a file, or of the files of a DICOM series; 0 of what is not there, which is told when its turn comes."""
+    if file.suffix.lower() in HEADERS:
+        return SMALL_BYTES + 1
     try:
         return sum(f.stat().st_size for f in file.iterdir()) if file.is_dir() else file.stat().st_size
     except OSError:

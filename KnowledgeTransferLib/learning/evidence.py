@@ -11,6 +11,7 @@ import torch
 
 from ..records.cohort import Case, Cohort
 from ..records.labels import Labels
+from .preprocessing import Preprocessing
 from .segments import plain_name
 from .volume import Volume, read_annotation, read_image
 
@@ -67,12 +68,16 @@ def evidence_of(cohort: Cohort, source: str) -> Evidence:
     return Evidence(source, chosen, cohort.labels) if chosen else Evidence()
 
 
-def volumes_of(cases: Sequence[Case]) -> Iterator[tuple[Case, Volume]]:
-    """One at a time. One bad scan of a cohort is left out; when there is no other, it raises what is wrong with it."""
+def volumes_of(cases: Sequence[Case], preprocessing: Preprocessing) -> Iterator[tuple[Case, Volume]]:
+    """One at a time, of those that a student with this preprocessing can look at.
+
+    One bad scan of a cohort is left out; when there is no other, it raises what is wrong with it.
+    """
     count, wrong = 0, None
     for case in cases:
         try:
             volume = read_image(case.images, case.id)
+            preprocessing.check(volume)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             wrong = error
         else:
@@ -84,7 +89,7 @@ def volumes_of(cases: Sequence[Case]) -> Iterator[tuple[Case, Volume]]:
 
 def batches_of(student: Student, cases: Sequence[Case]) -> Iterator[torch.Tensor]:
     """The middle of each image as the student's network sees it, one at a time."""
-    for _, volume in volumes_of(cases):
+    for _, volume in volumes_of(cases, student.preprocessing):
         yield _batch(student, student.preprocessing.prepare(volume)[0])
 
 

@@ -27,7 +27,7 @@ def precision_cost(student: Student, precision: str, evidence: Evidence) -> dict
     """
     both = [replace(student, how=replace(student.how, backend="openvino", precision=p)) for p in ("f32", precision)]
     values, rows = student.labels.values[1:], []
-    for case, volume in volumes_of(evidence.checking):
+    for case, volume in volumes_of(evidence.checking, student.preprocessing):
         (exact, exact_s), (other, other_s) = (_timed(one, volume) for one in both)
         expert = evidence.expert(case, volume, student.labels)
         lost = [] if expert is None else np.subtract(dice_of(exact, expert, values), dice_of(other, expert, values))

@@ -130,6 +130,10 @@ class Student:
         """Bring a volume to the student's grid; errors as `Preprocessing.prepare`."""
         return Prepared(*self.preprocessing.prepare(volume), volume.affine, volume.name)
 
+    def opens_beside(self) -> bool:
+        """Whether small images may go through beside each other; opens what two threads must not open at a time."""
+        return self.runner.beside is not None and self.values_per_voxel > 0
+
     def goes_beside(self, prepared: Prepared) -> bool:
         """Whether an image is so small that it goes through on one core.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from ..records.labels import Labels
 from ..records.run_directory import written_whole
 from .ahead import in_threads
 from .fast_gzip import breaks_off, use_fast_gzip
+from .quiet import quiet
 from .segments import numbered_as
 from .voxel_checks import check_file, check_shape, check_values, check_voxels, times, whole_numbers
 
@@ -227,8 +227,7 @@ def _is_nifti(file: Path) -> bool:
 def told_of(file: Path):
     """Every library has its own kinds of complaint about a damaged file; make one of them."""
     try:
-        with warnings.catch_warnings(), _quiet_nibabel():
-            warnings.simplefilter("ignore")
+        with quiet():
             yield
     except (ValueError, MemoryError):
         raise
@@ -275,7 +274,10 @@ def open_nifti(file: Path):
 
 
 def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, slope: float | None = None) -> None:
-    image = nibabel.Nifti1Image(array, affine)
+    try:
+        image = nibabel.Nifti1Image(array, affine)
+    except nibabel.spatialimages.HeaderDataError as error:  # more than 32767 voxels along an axis
+        raise ValueError(f"NIfTI cannot hold {times(array.shape)} voxels ({error}); .nrrd can") from error
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, 1, strip_shears=True)
     image.set_sform(affine, 1)
@@ -294,14 +296,3 @@ def _itk():
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:200]
-
-
-@contextlib.contextmanager
-def _quiet_nibabel():
-    """nibabel logs what it repairs in a header to stderr; our own message is enough."""
-    logger = nibabel.imageglobals.logger
-    level, logger.level = logger.level, 50
-    try:
-        yield
-    finally:
-        logger.level = level

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -113,7 +115,7 @@ def read_cohort(path: Path | str, split: str | None = None, labels: Path | str |
         FileNotFoundError: nothing is there.
         ValueError: it holds no cases, or cannot be understood; the message says what was looked for.
     """
-    path = Path(path).absolute()
+    path = Path(os.path.abspath(path))  # without "..": the same file has the same name from everywhere
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file or folder")
     found = _read(path)
@@ -142,7 +144,10 @@ def is_segmentation(path: Path) -> bool:
 
 
 def is_dicom_folder(path: Path) -> bool:
-    return path.is_dir() and any(_is_dicom(file) for file in sorted(path.iterdir())[:50])
+    """Whether a folder holds a DICOM series; not one that may not be read, such as lost+found."""
+    with contextlib.suppress(PermissionError):
+        return path.is_dir() and any(_is_dicom(file) for file in sorted(path.iterdir())[:50])
+    return False
 
 
 def images_in(folder: Path) -> dict[str, tuple[Path, ...]]:
@@ -210,7 +215,10 @@ def _from_table(path: Path) -> _Found:
     if not {"id", "image"} <= set(reader.fieldnames or ()):
         needed = "the columns id and image (and label, group, split)"
         raise ValueError(f"{path}: the first line must name {needed}; found {header.strip()!r}")
-    cases = [_case_of_row(path, reader.line_num, row) for row in reader]
+    try:
+        cases = [_case_of_row(path, reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num + 1}: cannot be read as a table ({error})") from error
     if not cases:
         raise ValueError(f"{path}: names no cases; the table ends after its first line")
     return _Found(cases, _dataset_beside(path.parent))
@@ -246,6 +254,8 @@ def _case_of_entry(entry: dict | str, path: Path, split: str, what: str) -> Case
     if not isinstance(content, dict) or not isinstance(content.get("image"), str):
         raise ValueError(f"{path}: {what} names no image; found {entry!r}")
     image = path.parent / content["image"]
+    if not isinstance(content.get("label") or "", str):
+        raise ValueError(f"{path}: {what} names its label by {content['label']!r}; the name of a file is needed")
     label = path.parent / content["label"] if content.get("label") else None
     id_ = content.get("id") or stem_of(image)
     return Case(str(id_), _channels_of(image), label, str(content.get("group", "")), content.get("split", split))

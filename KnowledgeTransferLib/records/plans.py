@@ -54,10 +54,16 @@ def plan_named(name: str) -> dict:
         raise ValueError(f"{name}: has {len(plan['cells'])} cells; at least 2 are needed to compare")
     for cell, settings in plan["cells"].items():
         checked(settings, "distil", f"{name}, cell {cell}")
-    for setting, values in plan.get("grid", {}).items():
-        for value in values if isinstance(values, list) and values else [values]:
-            checked({setting: value}, "distil", f"{name}, grid")
+    _check_grid(plan.get("grid", {}), name)
     return plan
+
+
+def _check_grid(grid: dict, name: str) -> None:
+    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
+        raise ValueError(f'{name}: a grid names the values of each setting in a list: {{"student": ["s1", "s2"]}}')
+    for setting, values in grid.items():
+        for value in values:
+            checked({setting: value}, "distil", f"{name}, grid")
 
 
 def cells_of(plan: dict, common: dict, seeds: int) -> list[Cell]:

@@ -22,6 +22,8 @@ except ImportError:  # Windows
     import msvcrt
 
 PARTIAL = ".partial-"
+ASIDE = "-old-"
+LONGEST_NAME = 200  # characters; file systems allow about 255
 LEAST_FREE_BYTES = 1 << 16  # with less the disk counts as full
 FILE_CLOCK_LAG_S = 0.05  # a file's time may lie so much before the moment at which it was written
 LOCK_PATIENCE_S = 1.0  # who only looks whether a run is held holds its lock for a moment
@@ -114,13 +116,17 @@ class RunDirectory:
         handle = open(self.lock_file, "a+", encoding="utf-8")  # noqa: SIM115 (held open for the lock)
         try:
             _lock(handle)
-        except OSError:
+        except BlockingIOError:
             handle.seek(0)
             pid = handle.read().strip() or "unknown"
             handle.close()
             raise RuntimeError(
                 f"{self.path} is in use by the process {pid}; wait for it, stop it, or name another run directory"
             ) from None
+        except OSError as error:
+            handle.close()
+            found = f"the file system cannot lock files ({error.strerror}); name a run directory on a local disk"
+            raise OSError(error.errno, found, str(self.lock_file)) from error
         try:
             handle.truncate(0)
             handle.write(str(os.getpid()))
@@ -155,6 +161,10 @@ class RunDirectory:
     def _forget_stale_files(self) -> None:
         """Remove half-written files of a killed process, and a cancel file that is older than the command."""
         for folder in (self.path, self.pseudo_annotations, self.probabilities, self.uncertainty, self.prepared):
+            for old in folder.glob(f"{PARTIAL}*{ASIDE}*"):  # killed while the new one took its place
+                path = old.with_name(old.name.split(ASIDE, 1)[1])
+                if not path.exists():
+                    old.rename(path)
             for partial in folder.glob(f"{PARTIAL}*"):
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         with contextlib.suppress(FileNotFoundError):
@@ -167,19 +177,32 @@ def written_whole(path: Path | str):
     """Give a temporary path beside `path`; it takes the place of `path` only when the block ends without error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name[-LONGEST_NAME:]}")  # its end tells the format
     try:
         with told_when_full(path):
             yield temporary
             _flush_to_disk(temporary)
         if path.is_dir():
-            shutil.rmtree(path)
-        _replace(temporary, path)
+            _replace_folder(temporary, path)
+        else:
+            _replace(temporary, path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    """The old folder is moved aside first, and comes back where the new one cannot take its place."""
+    aside = path.with_name(f"{PARTIAL}{os.getpid()}{ASIDE}{path.name}")
+    _replace(path, aside)
+    try:
+        _replace(temporary, path)
+    except OSError:
+        _replace(aside, path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)  # on Windows a file of it may still be open; the next step removes it
 
 
 def _replace(temporary: Path, path: Path) -> None:

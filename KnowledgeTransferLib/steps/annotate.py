@@ -140,7 +140,14 @@ def _cohort(run: RunDirectory, cohort: Cohort | Path | str | None) -> Cohort:
 def _record(run: RunDirectory, settings: AnnotateSettings, labels: Labels) -> dict:
     """What is known of the run's pseudo-annotations, from an earlier start or new."""
     if run.annotations.is_file():
-        return {**read_json(run.annotations), "problems": []}
+        record = {**read_json(run.annotations), "problems": []}
+        if record["cases"] and record["structures"] != labels.to_json():
+            names = [", ".join(known.names) for known in (Labels.from_json(record["structures"]), labels)]
+            raise ValueError(
+                f"{run.path}: holds pseudo-annotations of {names[0]}, but the teachers now know {names[1]}, in that "
+                "order; use another run directory, or a dataset.json beside the segmentations that names them as before"
+            )
+        return record
     teachers = [{"name": Path(t["path"]).name, **t} for t in asdict(settings)["teachers"]]
     return {"teachers": teachers, "structures": labels.to_json(), "cases": {}, "problems": []}
 
@@ -153,7 +160,7 @@ def _annotate_cases(job: _Job, cohort: Cohort, ensemble: Ensemble) -> None:
     todo = [case for case in cohort.cases if not _is_done(job, case)]
     stage = job.progress.stage("annotate", len(cohort.cases), len(cohort.cases) - len(todo))
     writing: list[tuple[Case, Future]] = []
-    count = 1 if job.settings.most_bytes else at_once(cohort.cases)
+    count = at_once(cohort.cases) if not job.settings.most_bytes and ensemble.opens_beside() else 1
 
     def look(case: Case) -> _Look:
         volume = read_image(case.images, case.id)
@@ -204,7 +211,11 @@ def _found(job: _Job, ensemble: Ensemble, case: Case, looking: Future) -> tuple[
 
 def _keep(job: _Job, case: Case, found: tuple[np.ndarray, PseudoAnnotation] | None) -> dict:
     """Write what is kept of a case and remember it; returns what annotations.json holds of it, {} after a problem."""
-    entry = _write(job, case, *found) if found else {}
+    try:
+        entry = _write(job, case, *found) if found else {}
+    except (ValueError, RuntimeError, MemoryError) as error:  # a full disk, an OSError, is in the way of all
+        job.progress.problem(case.id, error)
+        entry = {}
     if entry:
         job.record["cases"].pop(case.id, None)
         job.record["cases"][case.id] = entry
@@ -215,6 +226,7 @@ def _keep(job: _Job, case: Case, found: tuple[np.ndarray, PseudoAnnotation] | No
 
 def _write(job: _Job, case: Case, affine: np.ndarray, found: PseudoAnnotation) -> dict:
     run = job.run
+    _refuse_to_replace_correction(job, case)
     measure = {"uncertainty": job.settings.uncertainty_measure} if found.uncertainty is not None else {}
     if found.steps is not None:
         write_probabilities(run.probability_maps(case.id), found.steps, affine)
@@ -245,6 +257,16 @@ def _is_done(job: _Job, case: Case) -> bool:
     same_measure = not settings.uncertainty or done.get("uncertainty", "entropy") == settings.uncertainty_measure
     good = done.get("images") == case.paths and not done.get("failed")
     return good and same_measure and all(file.is_file() for file in files)
+
+
+def _refuse_to_replace_correction(job: _Job, case: Case) -> None:
+    """A correction by hand stays, also where its case seems to be of another image now: a folder may have moved."""
+    file, known = job.run.pseudo_annotation(case.id), job.record["cases"].get(case.id, {})
+    if known and known["images"] != case.paths and file.is_file() and sha256(file) != known["sha256"]:
+        raise ValueError(
+            f"{file}: was corrected by hand, for {known['images'][0]}; it stays as it is, and {case.paths[0]} is not "
+            "annotated. Move the correction elsewhere, or use another run directory"
+        )
 
 
 def _keep_decision(job: _Job, case: Case, decision: np.ndarray, affine: np.ndarray) -> str:

@@ -36,6 +36,8 @@ from ..records.run_directory import RunDirectory, read_json, write_json
 from ..records.settings import NONE, DistilSettings, checked, differences, read_settings, write_settings
 from ..records.students import design_named
 
+CASE_FAILURES = (ValueError, OSError, RuntimeError, MemoryError)  # torch tells a failed allocation as a RuntimeError
+
 
 def distil(
     run: RunDirectory | Path | str,
@@ -172,7 +174,7 @@ def _prepare(run: RunDirectory, cohort: Cohort, settings: DistilSettings, progre
             volume, annotation = reading.result()
             image, target = on_grid(volume, annotation, labels, preprocessing)
             weights = voxel_weights(item, volume, preprocessing, settings)
-        except (ValueError, OSError, MemoryError) as error:  # such as a single slice among volumes
+        except CASE_FAILURES as error:  # such as a single slice among volumes
             progress.problem(item.case.id, error)
         else:
             prepared.write(number, image, target, settings.seed, weights)
@@ -198,7 +200,7 @@ def _fingerprints(cases: list[TrainingCase], labels: Labels, progress: Progress)
         try:
             volume, target = reading.result()
             found.append((item, fingerprint(volume, target[0] if len(target) == 1 else target.argmax(0))))
-        except (ValueError, OSError, MemoryError) as error:
+        except CASE_FAILURES as error:
             progress.problem(item.case.id, error)
         stage.advance(text=item.case.id)
     found = _with_usual_channels(found, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 from ..learning.evidence import Evidence, evidence_of
@@ -35,8 +36,10 @@ def export(
         ValueError, OSError: a kind that is not known or whose packages are not installed, or an export that fails its
             check; the bundle is then as it was.
     """
-    with Progress("export", listener) as progress:
-        folder = bundle_in(bundle).absolute()
+    folder = bundle_in(bundle).absolute()
+    run = _run_of(folder)
+    told = (run.events, run.cancel_requested) if run else ()
+    with run.locked("export") if run else nullcontext(), Progress("export", listener, *told) as progress:
         for name in to:
             exporter_named(name)
         student = load_student(folder)
@@ -57,6 +60,12 @@ def export(
         return found
 
 
+def _run_of(folder: Path) -> RunDirectory | None:
+    """The run whose student a bundle is."""
+    run = RunDirectory(folder.parent)
+    return run if run.student == folder and run.cohort.is_file() else None
+
+
 def _evidence(folder: Path, check: Cohort | Path | str | None) -> Evidence:
     """What the exports are checked on.
 
@@ -64,9 +73,8 @@ def _evidence(folder: Path, check: Cohort | Path | str | None) -> Evidence:
         ValueError, OSError: `check` is no cohort, or none of its images is there.
     """
     if check is None:
-        run = RunDirectory(folder.parent)
-        is_its_student = run.student == folder and run.cohort.is_file()
-        return evidence_of(Cohort.from_json(read_json(run.cohort)), OWN_COHORT) if is_its_student else Evidence()
+        run = _run_of(folder)
+        return evidence_of(Cohort.from_json(read_json(run.cohort)), OWN_COHORT) if run else Evidence()
     cohort = check if isinstance(check, Cohort) else read_cohort(check)
     evidence = evidence_of(cohort, GIVEN)
     if not evidence.cases:

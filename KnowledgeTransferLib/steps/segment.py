@@ -141,7 +141,7 @@ def _segment_cases(student: Student, job: _Job) -> dict[str, str]:
                 write_names(job.names.parent, student.labels)
         stage.advance(text=case.id)
 
-    count = 1 if student.how.most_bytes else at_once(job.cases)
+    count = at_once(job.cases) if not student.how.most_bytes and student.opens_beside() else 1
     with ThreadPoolExecutor(1) as writer:  # writes one case while the next is segmented
         before = None
         for case, looking in ahead(lambda case: _look(student, case, count > 1), todo, count):
@@ -190,7 +190,7 @@ def _is_written(job: _Job, case: Case, writing: Future) -> bool:
     """Whether it went well; a full disk is in the way of all."""
     try:
         ml = writing.result()
-    except ValueError as error:
+    except (ValueError, RuntimeError, MemoryError) as error:
         job.progress.problem(case.id, error)
         return False
     job.progress.event("case", case=case.id, file=str(job.targets[case.id]), volumes_ml=ml)
@@ -199,6 +199,8 @@ def _is_written(job: _Job, case: Case, writing: Future) -> bool:
 
 def _cases(inputs: list[Path]) -> list[Case]:
     cases = [case for path in inputs for case in read_cohort(path).cases]
+    if not cases:
+        raise ValueError("no image was given; name at least one file or folder")
     ids = [case.id for case in cases]
     twice = sorted({id_ for id_ in ids if ids.count(id_) > 1})
     if twice:
@@ -219,6 +221,12 @@ def _targets(cases: list[Case], output: Path, format: str | None) -> dict[str, P
     else:
         targets = {case.id: output / f"{case.id}{_suffix(case, format)}" for case in cases}
     sources = {Path(file).resolve() for case in cases for file in case.images}
+    beside = {source.parent for source in sources} & {target.resolve().parent for target in targets.values()}
+    if beside and len(cases) > 1 and not all(map(is_segmentation, targets.values())):
+        raise ValueError(
+            f"{output}: holds the images; label maps among them would be taken for images next time. "
+            "Name another output folder, or add --format .seg.nrrd"
+        )
     for target in targets.values():
         annotation_suffix(target)
         if target.resolve() in sources:

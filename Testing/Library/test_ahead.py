@@ -97,5 +97,7 @@ def test_small_files_are_read_side_by_side_and_large_ones_one_after_another(monk
 
     assert count(series, tmp_path / "missing.nii") == 3
     assert count(series, large) == 1
+    (tmp_path / "header.mhd").touch()
+    assert count(tmp_path / "header.mhd") == 1, "its voxels lie in another file"
     (series / "3.dcm").write_bytes(bytes(SMALL_BYTES // 3))
     assert count(series) == 1

@@ -1,6 +1,7 @@
 """Annotate: named, coloured pseudo-annotations and probabilities of each case, once, whatever the teachers are."""
 
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,18 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from KnowledgeTransferLib.learning import student as student_module
+from KnowledgeTransferLib.learning.backends import open_backend
 from KnowledgeTransferLib.learning.phantom import LABELS, write_phantom
-from KnowledgeTransferLib.learning.student import load_student
+from KnowledgeTransferLib.learning.student import Student, load_student
 from KnowledgeTransferLib.learning.teachers import uncertainty_of
-from KnowledgeTransferLib.learning.volume import read_annotation, read_image, read_probabilities, write_annotation
+from KnowledgeTransferLib.learning.volume import (
+    read_annotation,
+    read_image,
+    read_probabilities,
+    write_annotation,
+    write_probabilities,
+)
 from KnowledgeTransferLib.records.bundle import METADATA, write_checksums
 from KnowledgeTransferLib.records.cohort import read_cohort, write_names
 from KnowledgeTransferLib.records.labels import Labels
@@ -128,6 +137,81 @@ def test_another_cohort_with_the_same_ids_is_annotated_anew(an_annotated_run, tm
     annotate(run, other)
     assert run.pseudo_annotation("B_001").read_bytes() != before
     assert str(other) in read_json(run.annotations)["cases"]["B_001"]["images"][0]
+
+
+def test_a_correction_by_hand_stays_when_the_scans_have_another_path_now(an_annotated_run, a_foreign_cohort, tmp_path):
+    run, moved = RunDirectory(an_annotated_run), shutil.copytree(a_foreign_cohort, tmp_path / "moved")
+    corrected, maps = run.pseudo_annotation("B_001"), run.probability_maps("B_001")
+    volume = read_image(read_cohort(a_foreign_cohort).cases[0].images)
+    write_annotation(corrected, np.ones(volume.shape, np.uint8), volume.affine, LABELS)
+    before, maps_before = corrected.read_bytes(), maps.read_bytes()
+    record = annotate(run, moved)
+    assert corrected.read_bytes() == before and maps.read_bytes() == maps_before
+    assert [problem["case"] for problem in record["problems"]] == ["B_001"]
+    assert "was corrected by hand" in record["problems"][0]["message"]
+    assert "Move the correction elsewhere" in record["problems"][0]["message"]
+    assert str(moved) in record["cases"]["B_002"]["images"][0], "the others go on"
+
+
+def test_the_same_scans_named_in_another_way_are_the_same(an_annotated_run, a_foreign_cohort, monkeypatch):
+    run = RunDirectory(an_annotated_run)
+    before = times_of(run.pseudo_annotations)
+    monkeypatch.chdir(a_foreign_cohort / "images")
+    annotate(run, "..")
+    assert times_of(run.pseudo_annotations) == before
+
+
+def test_a_folder_of_segmentations_whose_structures_change_their_order_is_refused(run, a_foreign_cohort, tmp_path):
+    """Else the stored class probabilities would stand for other structures than the record says."""
+    folder, cases = tmp_path / "drawn", read_cohort(a_foreign_cohort).cases
+    names = [LABELS.names, LABELS.names[::-1]]
+    for case, order in ((cases[1], names[0]), (cases[0], names[1])):
+        volume, labels = read_image(case.images), Labels.from_names(dict(enumerate(order, 1)))
+        write_annotation(folder / f"{case.id}.seg.nrrd", read_annotation(case.label), volume.affine, labels)
+        if case is cases[1]:
+            before = annotate(run, a_foreign_cohort, {str(folder): 1.0})["cases"]
+    with pytest.raises(ValueError, match="holds pseudo-annotations of liver, .*use another run directory"):
+        annotate(run)
+    assert list(before) == [cases[1].id] and read_json(run.annotations)["cases"] == before
+
+
+def test_students_are_opened_once_and_not_by_the_threads_that_use_them(
+    run, a_teacher, a_foreign_cohort, tmp_path, monkeypatch
+):
+    """From Python 3.12 on nothing else keeps two threads from opening the same one at a time, and that fails."""
+    opened = []
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    monkeypatch.setattr(
+        student_module, "open_backend", lambda *args: opened.append(threading.current_thread()) or open_backend(*args)
+    )
+    annotate(run, a_foreign_cohort, {str(a_teacher): 1.0})
+    assert opened == [threading.main_thread()]
+
+
+def test_numbers_that_are_none_are_the_problem_of_their_case(run, a_teacher, a_foreign_cohort, monkeypatch):
+    predict = Student.predict
+
+    def damaged(student, volume, *prepared):
+        found = predict(student, volume, *prepared)
+        found[1, 0, 0, 0] = np.nan if volume.name == "B_002" else found[1, 0, 0, 0]
+        return found
+
+    monkeypatch.setattr(Student, "predict", damaged)
+    record = annotate(run, a_foreign_cohort, {str(a_teacher): 1.0})
+    assert sorted(record["cases"]) == ["B_001", "B_003", "B_004"]
+    assert "gives class probabilities that are no numbers" in record["problems"][0]["message"]
+
+
+def test_a_case_that_cannot_be_written_does_not_stop_the_others(run, a_teacher, a_foreign_cohort, monkeypatch):
+    def refused(path, *rest):
+        if "B_002" in path.name:
+            raise ValueError("NIfTI cannot hold it")
+        write_probabilities(path, *rest)
+
+    monkeypatch.setattr("KnowledgeTransferLib.steps.annotate.write_probabilities", refused)
+    record = annotate(run, a_foreign_cohort, {str(a_teacher): 1.0})
+    assert sorted(record["cases"]) == ["B_001", "B_003", "B_004"]
+    assert [problem["message"] for problem in record["problems"]] == ["NIfTI cannot hold it"]
 
 
 @pytest.mark.usefixtures("cores")

@@ -236,6 +236,26 @@ def test_a_table_that_cannot_be_understood_is_refused_with_the_line(tmp_path, te
         read_cohort(tmp_path / "t.csv")
 
 
+def test_a_table_with_a_field_beyond_all_bounds_is_refused(tmp_path):
+    (tmp_path / "cohort.csv").write_text("id,image\na,a.nii.gz\nb," + "x" * 140_000)
+    with pytest.raises(ValueError, match="line 3: cannot be read as a table .field larger than field limit"):
+        read_cohort(tmp_path / "cohort.csv")
+
+
+def test_a_folder_that_may_not_be_read_is_no_dicom_series(tmp_path, monkeypatch):
+    (tmp_path / "a.nii.gz").touch()
+    (tmp_path / "lost+found").mkdir()
+    iterdir = Path.iterdir
+
+    def refused(path):
+        if path.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert [case.id for case in read_cohort(tmp_path).cases] == ["a"]
+
+
 def test_a_table_that_is_not_utf8_is_refused_with_advice(tmp_path):
     (tmp_path / "t.csv").write_bytes("id,image\né,a.png\n".encode("latin-1"))
     with pytest.raises(ValueError, match="save the table as CSV UTF-8"):
@@ -249,6 +269,7 @@ def test_a_table_that_is_not_utf8_is_refused_with_advice(tmp_path):
         ("[1]", "holds one object; found a list"),
         ('{"training": [{"label": "a"}]}', "entry 1 of training names no image"),
         ('{"training": 3}', "no images found"),
+        ('{"training": [{"image": "a.png", "label": 5}]}', "entry 1 of training names its label by 5"),
         ('{"cases": [{"id": "../x", "image": "a.png"}]}', "ids become file names"),
     ],
 )

@@ -14,9 +14,10 @@ from KnowledgeTransferLib.learning.backends import BACKENDS, OPENVINO_INT8, PREC
 from KnowledgeTransferLib.learning.evidence import Evidence, evidence_of, volumes_of
 from KnowledgeTransferLib.learning.networks import plain
 from KnowledgeTransferLib.learning.precision_cost import in_words, precision_cost
+from KnowledgeTransferLib.learning.preprocessing import Normalisation, Preprocessing
 from KnowledgeTransferLib.learning.quantisation import CONVOLUTIONS, in_levels, input_ranges, quantised
 from KnowledgeTransferLib.learning.student import load_student
-from KnowledgeTransferLib.learning.volume import read_annotation, read_image
+from KnowledgeTransferLib.learning.volume import read_annotation, read_image, write_annotation
 from KnowledgeTransferLib.options import parser
 from KnowledgeTransferLib.records import bundle
 from KnowledgeTransferLib.records.cohort import Case, Cohort, read_cohort
@@ -162,9 +163,11 @@ def test_a_bad_scan_or_annotation_of_a_cohort_is_left_out(a_phantom_cohort, tmp_
     first, second, *_ = read_cohort(a_phantom_cohort).cases
     (tmp_path / "bad.nii.gz").write_bytes(b"no image")
     bad = Case("bad", (tmp_path / "bad.nii.gz",))
-    assert [case.id for case, _ in volumes_of([bad, first, second])] == [first.id, second.id]
+    write_annotation(tmp_path / "thin.nii.gz", np.eye(8)[..., None], np.eye(4), Labels.from_names({1: "a"}))
+    thin, seen = Case("thin", (tmp_path / "thin.nii.gz",)), Preprocessing(3, (1, 1, 1), (Normalisation("z-score"),))
+    assert [case.id for case, _ in volumes_of([bad, thin, first, second], seen)] == [first.id, second.id]
     with pytest.raises(ValueError, match="bad.nii.gz"):
-        list(volumes_of([bad]))
+        list(volumes_of([bad], seen))
     labels = read_cohort(a_phantom_cohort).labels
     torn = Evidence("here", (Case("torn", first.images, tmp_path / "bad.nii.gz"),), labels)
     assert torn.expert(torn.cases[0], read_image(first.images), labels) is None

@@ -74,6 +74,59 @@ def test_half_written_files_of_a_killed_process_are_removed(tmp_path):
         assert not (tmp_path / ".partial-1-student").exists()
 
 
+def test_a_folder_whose_new_one_cannot_take_its_place_stays(tmp_path, monkeypatch):
+    """As on Windows, where a file of the old one is open."""
+    old = tmp_path / "student"
+    old.mkdir()
+    (old / "weights").write_text("old")
+    rename = os.replace
+
+    def busy(source, target):
+        if Path(source).name.endswith("-student") and Path(target) == old and "-old-" not in Path(source).name:
+            raise PermissionError("is open")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    with pytest.raises(PermissionError, match="is open"), written_whole(old) as temporary:
+        temporary.mkdir()
+        (temporary / "weights").write_text("new")
+    assert (old / "weights").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [old]
+    monkeypatch.undo()
+    with written_whole(old) as temporary:
+        temporary.mkdir()
+        (temporary / "weights").write_text("new")
+    assert (old / "weights").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_a_folder_that_was_moved_aside_when_the_process_was_killed_comes_back(tmp_path):
+    run = RunDirectory(tmp_path).create()
+    aside = tmp_path / ".partial-1-old-student"
+    aside.mkdir()
+    (aside / "weights").write_text("old")
+    with run.locked():
+        assert (run.student / "weights").read_text() == "old"
+    assert not aside.exists()
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("KnowledgeTransferLib.records.run_directory._locks_at_once", missing)
+    with pytest.raises(OSError, match="cannot lock files .*on a local disk"), RunDirectory(tmp_path).locked():
+        pass
+
+
+def test_a_file_of_a_long_name_is_written(tmp_path):
+    path = tmp_path / ("a" * 240 + ".seg.nrrd")
+    with written_whole(path) as temporary:
+        assert temporary.name.endswith(".seg.nrrd")
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+
+
 def test_an_old_wish_to_cancel_is_forgotten_and_a_new_one_kept(tmp_path):
     run = RunDirectory(tmp_path).create()
     run.cancel.touch()

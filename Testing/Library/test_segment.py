@@ -11,11 +11,12 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 
 from KnowledgeTransferLib.learning.phantom import LABELS, phantom_case
 from KnowledgeTransferLib.learning.segments import labels_of_segmentation
 from KnowledgeTransferLib.learning.student import Student, load_student
-from KnowledgeTransferLib.learning.volume import read_annotation, read_image, write_image
+from KnowledgeTransferLib.learning.volume import read_annotation, read_image, write_annotation, write_image
 from KnowledgeTransferLib.records.bundle import WEIGHTS
 from KnowledgeTransferLib.records.cohort import read_cohort
 from KnowledgeTransferLib.records.labels import read_labels
@@ -249,6 +250,37 @@ def test_a_file_where_a_folder_is_needed_is_kept(a_teacher, a_scan, tmp_path):
 
 
 @pytest.mark.usefixtures("cores")
+def test_label_maps_do_not_go_among_the_images(a_picture_student, a_picture_cohort, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for file in (a_picture_cohort / "images").iterdir():
+        Image.open(file).save(photos / f"{file.stem}.tif")
+    with pytest.raises(ValueError, match="holds the images; label maps among them would be taken for images"):
+        segment(a_picture_student, [photos], photos)
+    done = segment(a_picture_student, [photos], photos, format=".seg.nrrd")
+    assert len(done["files"]) == 6
+    assert len(segment(a_picture_student, [photos], photos, format=".seg.nrrd")["files"]) == 6
+
+
+def test_without_an_image_there_is_nothing_to_segment(a_teacher, tmp_path):
+    with pytest.raises(ValueError, match="no image was given"):
+        segment(a_teacher, [], tmp_path / "out")
+
+
+def test_a_segmentation_that_cannot_be_written_does_not_stop_the_others(
+    a_teacher, a_foreign_cohort, tmp_path, monkeypatch
+):
+    def refused(path, *rest):
+        if "B_002" in path.name:
+            raise RuntimeError("no memory")
+        write_annotation(path, *rest)
+
+    monkeypatch.setattr("KnowledgeTransferLib.steps.segment.write_annotation", refused)
+    done = segment(a_teacher, [a_foreign_cohort / "images"], tmp_path / "out")
+    assert sorted(done["files"]) == ["B_001", "B_003", "B_004"]
+    assert [problem["case"] for problem in done["problems"]] == ["B_002"]
+
+
 def test_a_bad_image_is_reported_and_the_others_go_on(a_teacher, a_foreign_cohort, tmp_path):
     images = Path(shutil.copytree(a_foreign_cohort / "images", tmp_path / "in"))
     (images / "B_002.nrrd").write_bytes((images / "B_002.nrrd").read_bytes()[:300])

@@ -1,5 +1,9 @@
 """Volumes: every format keeps values and geometry; names, colours and terminology; DICOM; channels; pictures."""
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -210,8 +214,6 @@ def test_time_axes_of_length_one_are_dropped(tmp_path):
 
 
 def test_scaled_integers_are_read_in_their_units(tmp_path):
-    import nibabel
-
     image = nibabel.Nifti1Image(some_labels().astype(np.int16), np.eye(4))
     image.header.set_slope_inter(2, -1024)
     nibabel.save(image, tmp_path / "a.nii.gz")
@@ -228,6 +230,21 @@ def test_probabilities_come_back_within_half_a_step(tmp_path):
     np.testing.assert_allclose(again[1:] / 255, probabilities[1:], atol=0.5 / 255 + 1e-6)
     with pytest.raises(ValueError, match="does not hold the class probabilities of b"):
         read_probabilities(tmp_path / "a.nii.gz", Volume(np.zeros((1, 2, 2, 2)), np.eye(4), "b"))
+
+
+def test_an_axis_that_nifti_cannot_count_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="NIfTI cannot hold 40000 x 2 x 1 voxels .*nrrd can"):
+        write_image(tmp_path / "long.nii.gz", np.zeros((40000, 2, 1), np.uint8), np.eye(4))
+    assert not any(tmp_path.iterdir())
+
+
+def test_reading_in_threads_leaves_warnings_and_logs_as_they_were(tmp_path):
+    write_image(tmp_path / "a.nii.gz", np.arange(64.0).reshape(4, 4, 4), np.eye(4))
+    before, level = list(warnings.filters), nibabel.imageglobals.logger.level
+    with ThreadPoolExecutor(8) as threads:
+        assert len(list(threads.map(read_image, [tmp_path / "a.nii.gz"] * 200))) == 200
+    assert list(warnings.filters) == before
+    assert nibabel.imageglobals.logger.level == level
 
 
 def test_a_volume_does_not_fit_into_one_picture(tmp_path):
@@ -253,8 +270,6 @@ def test_all_public_data_sets_are_read(real_data):
 
 
 def nifti(path, array: np.ndarray, affine=None) -> None:
-    import nibabel
-
     nibabel.save(nibabel.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
 
 

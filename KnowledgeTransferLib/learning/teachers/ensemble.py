@@ -75,6 +75,12 @@ class Ensemble:
                 prepared[number] = teacher.prepare(volume) if isinstance(teacher, Student) else None
         return prepared
 
+    def opens_beside(self) -> bool:
+        """Whether small volumes may be judged at the same time; opens what two threads must not open at a time."""
+        with contextlib.suppress(*FAILURES):  # told when it is the teacher's turn
+            return all(isinstance(teacher, Student) and teacher.opens_beside() for teacher in self.teachers)
+        return False
+
     def goes_beside(self, prepared: list[Prepared | None]) -> bool:
         """Whether several volumes like this one had better be judged at the same time, as `Student.goes_beside`."""
         return all(seen and t.goes_beside(seen) for seen, t in zip(prepared, self.teachers, strict=True))
@@ -107,7 +113,10 @@ class Ensemble:
     def _predict(self, number: int, volume: Volume, prepared: list | None) -> np.ndarray:
         seen = prepared[number] if prepared else None
         teacher = self.teachers[number]
-        return teacher.predict(volume) if seen is None else teacher.predict(volume, seen)
+        found = teacher.predict(volume) if seen is None else teacher.predict(volume, seen)
+        if not np.isfinite(found.sum()):
+            raise ValueError(f"{volume.name}: {teacher.name} gives class probabilities that are no numbers")
+        return found
 
     def may_disagree(self) -> bool:
         """Whether any structure is judged by two teachers."""

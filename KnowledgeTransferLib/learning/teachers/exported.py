@@ -5,6 +5,7 @@ Such a file holds a network and no more; the rest stands in a teacher.json besid
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -136,6 +137,8 @@ def _session(path: Path, device: str):
         import onnxruntime
     except ImportError:
         raise RuntimeError(f"{path}: needs the package onnxruntime; install it (pip install onnxruntime)") from None
+    with contextlib.suppress(AttributeError):
+        onnxruntime.disable_telemetry_events()
     there = onnxruntime.get_available_providers()
     wanted = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
     options = onnxruntime.SessionOptions()
