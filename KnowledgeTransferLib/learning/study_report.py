@@ -19,7 +19,8 @@ SPECIAL = {character: "\\" + character for character in "_%&#${}"} | {
 }  # fmt: skip
 COLUMNS = (
     "point", "cell", "patients", "seeds", "dice", "dice_low", "dice_high", "seed_dice", "difference", "difference_low",
-    "difference_high", "gain_percent", "p", "p_holm", "effect", "parameters", "training_s", "step_ms",
+    "difference_high", "seed_difference", "gain_percent", "p", "p_holm", "effect", "parameters", "training_s",
+    "step_ms",
 )  # fmt: skip
 
 
@@ -56,6 +57,7 @@ def _row(cell: dict) -> dict:
         "seed_dice": " ".join("" if seed is None else f"{seed:.4f}" for seed in cell["seeds"]),
         "difference": difference.get("mean"),
         "difference_low": difference.get("low"), "difference_high": difference.get("high"),
+        "seed_difference": " ".join(f"{seed:+.4f}" for seed in against.get("seeds", ())),
         **{name: against.get(name) for name in ("gain_percent", "p", "p_holm", "effect")}, **cell["cost"],
     }  # fmt: skip
 

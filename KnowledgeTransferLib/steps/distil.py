@@ -161,7 +161,9 @@ def _prepare(run: RunDirectory, cohort: Cohort, settings: DistilSettings, progre
     cases = training_cases_of(run, cohort, settings, progress)
     labels = labels_of_start(settings, labels_to_learn(run, cohort, cases, progress))
     cases, fingerprints = _fingerprints(cases, labels, progress)
-    settings, preprocessing = _configured(run, settings, cohort.modality, labels, fingerprints)
+    learnt_from, _ = split_by_group([item.case for item in cases], settings)
+    around = Surroundings(cohort.modality, labels, settings.device, len(learnt_from))
+    settings, preprocessing = _configured(settings, around, fingerprints)
     _forget_training(run)
     write_json(run.cohort, cohort.to_json())
     write_settings(run, "distil", settings)
@@ -223,11 +225,11 @@ def _refuse_few(good: list, cases: list[TrainingCase], progress: Progress) -> No
         raise ValueError(f"only {len(good)} of {len(cases)} cases can be used: {progress.problems[0]['message']}")
 
 
-def _configured(run, settings: DistilSettings, modality: str, labels: Labels, fingerprints: list):
+def _configured(settings: DistilSettings, around: Surroundings, fingerprints: list):
     """Settings without gaps and the preprocessing; a training with precursors keeps theirs."""
-    settings, kept = kept_preprocessing(settings, labels)
-    stride = load_student(Path(settings.live_teacher)).network.total_stride if settings.live_teacher else 1
-    around = Surroundings(modality, labels, settings.device, len(fingerprints), stride)
+    settings, kept = kept_preprocessing(settings, around.labels)
+    if settings.live_teacher:
+        around = dataclasses.replace(around, stride=load_student(Path(settings.live_teacher)).network.total_stride)
     configured, preprocessing = configure(settings, design_named(settings.student), fingerprints, around)
     reasons = {**settings.reasons, **configured.reasons}
     return dataclasses.replace(configured, reasons=reasons), kept or preprocessing

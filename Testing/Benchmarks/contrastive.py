@@ -1,7 +1,7 @@
 """Contrastive: the experiments of multi-task multi-scale contrastive distillation (arXiv:2406.03173) on real data.
 
 A teacher learns from all expert annotations of split `teacher`, its student from those of half of the patients. What
-helps is chosen on split `transferal`; `test` is evaluated once, for what was chosen. Every cell is an ordinary run.
+helps is chosen on split `transferal`; `test` tells how good what was chosen is. Every cell is an ordinary run.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 
-import numpy as np
 from runs import DATA, ROOT, RUNS, Run, carry_out
-from transfer import HALF_SIZE, SEEDS, dice_of_patients, interval, mean_over
+from transfer import HALF_SIZE, SEEDS, dice_of_patients, interval, signed
 
-from KnowledgeTransferLib.learning.metrics import holm, mean_with_interval, signed_rank
+from KnowledgeTransferLib.learning.metrics import holm
+from KnowledgeTransferLib.learning.seeds import Trainings, against, by_seed, mean_of_seeds
 from KnowledgeTransferLib.records.cohort import read_cohort, write_names
 from KnowledgeTransferLib.records.losses import USUAL_WEIGHTS
 from KnowledgeTransferLib.records.run_directory import read_json, write_json
@@ -28,6 +28,7 @@ HALF = ("--annotations", "expert", "--labelled-share", "0.5")
 QUICK = ("--batch-size", "8", "--precision", "bf16-mixed")
 EPOCHS = {"heart": 50, "lesions": 84}  # of a student that learns from half of the labels: 400 and 1200 iterations
 TEACHER_EPOCHS = {"heart": 47, "lesions": 64}
+MANY_SEEDS = range(8)  # of the few trainings that are compared on the test split of the heart
 LENGTHS = {"medium": (16, 64), "s1": (28, 84, 168)}  # epochs that were tried on the lesions
 PUBLISHED = tuple(
     [
@@ -54,17 +55,18 @@ def scales() -> str:
 def published() -> str:
     """The published training step beside ours, and what was chosen beside no distillation, on the test split."""
     must([teacher("heart"), scale_study()])
-    arms = {BASE: _cells_of_study(BASE), f"chosen: {best_cell()}": _cells_of_study(best_cell())}
-    runs = {way: [_step(way, seed) for seed in SEEDS] for way in ("published", "ours")}
-    arms["the published step, with its faults"] = [run.student for run in runs["published"]]
-    arms["our step, with the published weights"] = [run.student for run in runs["ours"]]
-    numbered = {
-        f"arm{arm}-{seed}": path
-        for arm, paths in enumerate(arms.values())
-        for seed, path in zip(SEEDS, paths, strict=True)
+    arms = {
+        BASE: ("ours", ()),
+        f"chosen: {best_cell()}": ("ours", _options(_plan()["cells"][best_cell()])),
+        "the published step, with its faults": ("published", PUBLISHED),
+        "our step, with the published weights": ("ours", PUBLISHED),
     }
-    methods = [word for name, path in numbered.items() for word in ("--method", f"{name}={path}")]
+    runs = {
+        title: [_step(f"arm {number} of heart, seed {seed}", way, options, seed) for seed in MANY_SEEDS]
+        for number, (title, (way, options)) in enumerate(arms.items())
+    }
     trained = [run for part in runs.values() for run in part]
+    methods = [word for n, run in enumerate(trained) for word in ("--method", f"run{n}={run.student}")]
     test = Run(
         "scales/test",
         (("evaluate", "--cohort", str(HEART), "--split", "test", *methods),),
@@ -72,16 +74,14 @@ def published() -> str:
     )
     must([teacher("heart"), *trained, test])
     evaluation = read_json(test.folder / "evaluation.json")
-    dice = {
-        title: mean_over([dice_of_patients(evaluation, f"arm{arm}-{seed}") for seed in SEEDS])
-        for arm, title in enumerate(arms)
-    }
-    listing = "\n".join(run[0].text() for run in runs.values())
+    dice = dice_of_patients([(evaluation, f"run{n}") for n in range(len(trained))])
+    found = {title: [dice[trained.index(run)] for run in part] for title, part in runs.items()}
+    listing = "\n".join(part[0].text() for part in runs.values())
     return (
         "## The published training step beside ours (heart, S1, half of the labels, split `test`)\n\n"
         "Same networks, data, length and seeds. The published step projects the teacher's features by weights that are "
         "drawn anew in each batch and never trained, and takes a softmax over one channel, so that its prediction-map "
-        f"loss is constant (Testing/Benchmarks/published_step.py).\n\n```bash\n{listing}\n```\n\n{comparisons(dice)}"
+        f"loss is constant (Testing/Benchmarks/published_step.py).\n\n```bash\n{listing}\n```\n\n{comparisons(found)}"
     )  # fmt: skip
 
 
@@ -99,11 +99,11 @@ def lengths() -> str:
     must([*trained, test])
     evaluation = read_json(test.folder / "evaluation.json")
     lines = ["| network | labels | epochs | Dice by patient | seed by seed |", "|---|---|---|---|---|"]
+    dice = dice_of_patients([(evaluation, f"run{n}") for n in range(len(trained))])
     for key, part in runs.items():
-        dice = [dice_of_patients(evaluation, f"run{trained.index(run)}") for run in part]
-        mean = interval(mean_with_interval(list(mean_over(dice).values())))
-        seeds = ", ".join(f"{np.mean(list(found.values())):.3f}" for found in dice)
-        lines.append(f"| {' | '.join(map(str, key))} | {mean} | {seeds} |")
+        values = by_seed([dice[trained.index(run)] for run in part])[1]
+        seeds = ", ".join(f"{mean:.3f}" for mean in values.mean(1))
+        lines.append(f"| {' | '.join(map(str, key))} | {interval(mean_of_seeds(values))} | {seeds} |")
     listing = "\n".join(part[0].text() for part in runs.values())
     title = "How long to train (breast lesions in ultrasound, split `transferal`)"
     return "\n\n".join([f"## {title}", f"```bash\n{listing}\n```", "\n".join(lines)])
@@ -198,34 +198,24 @@ def _results(study: Run) -> list[dict]:
     return read_json(study.folder / "study.json")["cells"]
 
 
-def _cells_of_study(name: str) -> list[str]:
-    """The students of a cell, seed by seed."""
-    study = scale_study()
-    folders = next(cell["folders"] for cell in _results(study) if cell["name"] == name)
-    return [str(study.folder / "cells" / folder / "student") for folder in folders]
+def _options(cell: dict) -> tuple[str, ...]:
+    """The settings of a cell as a command line has them."""
+    losses = [word for name, weight in cell["losses"].items() for word in ("--loss", f"{name}={weight}")]
+    return (*losses, "--scales", ",".join(cell["scales"]))
 
 
-def _step(way: str, seed: int) -> Run:
-    """A training with the published weights: by the published step, or by ours."""
-    learn = (
-        "--cohort",
-        str(HEART),
-        "--split",
-        "teacher",
-        "--student",
-        "s1",
-        *HALF,
-        "--live-teacher",
-        teacher("heart").student,
-    )
+def _step(name: str, way: str, options: tuple[str, ...], seed: int) -> Run:
+    """A training of S1 on half of the labels of the heart, by our step or by the published one."""
+    learn = ("--cohort", str(HEART), "--split", "teacher", "--student", "s1", *HALF)
+    taught = ("--live-teacher", teacher("heart").student, *options) if options else ()
     length = ("--epochs", str(EPOCHS["heart"]), "--validate-every-epochs", str(EPOCHS["heart"] // 7))
-    command = ("distil", *learn, *length, *QUICK, *PUBLISHED, "--seed", str(seed))
-    run = Run(f"scales/{way} step {seed}", (command,), (teacher("heart").name,))
-    return (
-        replace(run, program=(str(ROOT / "Testing" / "Benchmarks" / "published_step.py"),))
-        if way == "published"
-        else run
+    run = Run(
+        f"scales/{name}",
+        (("distil", *learn, *taught, *length, *QUICK, "--seed", str(seed)),),
+        (teacher("heart").name,),
     )
+    step = str(ROOT / "Testing" / "Benchmarks" / "published_step.py")
+    return replace(run, program=(step,)) if way == "published" else run
 
 
 def _lesions() -> Path:
@@ -249,14 +239,14 @@ def described(title: str, study: Run, more: str) -> str:
 
 def _table(cells: list[dict]) -> str:
     """The study's own figures: every cell against the first one of its student."""
-    lines = ["| student | trained with | Dice | gain | p | p (Holm) | effect (d_z) | ms per step |", "|---" * 8 + "|"]
+    head = ("student", "trained with", "Dice", "gain", "seed by seed", "p", "p (Holm)", "effect (d_z)", "ms per step")
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for cell in cells:
         tests = cell["against"]
-        signs = (
-            [f"{tests['gain_percent']:+.1f}%", f"{tests['p']:.2g}", f"{tests['p_holm']:.2g}", f"{tests['effect']:.2f}"]
-            if tests
-            else [""] * 4
-        )
+        signs = [
+            f"{tests['gain_percent']:+.1f}%", signed(tests["seeds"]), f"{tests['p']:.2g}", f"{tests['p_holm']:.2g}",
+            f"{tests['effect']:.2f}",
+        ] if tests else [""] * 5  # fmt: skip
         row = [cell["point"] or "s1", cell["name"], interval(cell["dice"]), *signs, f"{cell['cost']['step_ms']:.0f}"]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
@@ -267,8 +257,8 @@ def _together(study: Run) -> str:
     dice = {}
     for cell in _results(study):
         evaluations = [read_json(study.folder / "cells" / folder / "evaluation.json") for folder in cell["folders"]]
-        means = mean_over([dice_of_patients(evaluation, "student") for evaluation in evaluations])
-        dice.setdefault(cell["point"], {})[cell["name"]] = means
+        found = dice_of_patients([(evaluation, "student") for evaluation in evaluations])
+        dice.setdefault(cell["point"], {})[cell["name"]] = found
     combined = "pseudo-annotations + features"
     parts = []
     for student, found in dice.items():
@@ -277,20 +267,18 @@ def _together(study: Run) -> str:
     return "\n\n".join(parts)
 
 
-def comparisons(dice: dict[str, dict[str, float]]) -> str:
-    """A table of every method's Dice by patient against the first one's; Holm's correction over the table."""
+def comparisons(dice: dict[str, Trainings]) -> str:
+    """A table of what each method gives, beside the first; Holm's correction over the table."""
     (base_name, base), *others = dice.items()
-    patients = list(base)
-    differences = {name: np.array([found[p] - base[p] for p in patients]) for name, found in others}
-    p_values = {name: signed_rank(values) for name, values in differences.items()}
-    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    lines = [f"| | Dice | difference to {base_name} | p | p (Holm) |", "|---|---|---|---|---|"]
+    compared = {name: against(found, base) for name, found in others}
+    corrected = dict(zip(compared, holm([tests["p"] for tests in compared.values()]), strict=True))
+    lines = [f"| | Dice | difference to {base_name} | seed by seed | p | p (Holm) |", "|---" * 6 + "|"]
     for name, found in dice.items():
-        mean = interval(mean_with_interval([found[p] for p in patients]))
-        tests = (
-            f"{differences[name].mean():+.4f} | {p_values[name]:.2g} | {corrected[name]:.2g}"
-            if name != base_name
-            else " | | "
+        row, tests = [name, interval(mean_of_seeds(by_seed(found)[1]))], compared.get(name)
+        row += (
+            [interval(tests["difference"]), signed(tests["seeds"]), f"{tests['p']:.2g}", f"{corrected[name]:.2g}"]
+            if tests
+            else [""] * 4
         )
-        lines.append(f"| {name} | {mean} | {tests} |")
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)

@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
+from itertools import islice, product
 
 import numpy as np
 from runs import DATA, Run, seconds_of
 
-from KnowledgeTransferLib.learning.metrics import group_means, holm, mean_with_interval, signed_rank
+from KnowledgeTransferLib.learning.metrics import group_means, holm, with_empty_resolved
+from KnowledgeTransferLib.learning.seeds import against, by_seed, mean_of_seeds
 from KnowledgeTransferLib.records.cohort import read_cohort
 from KnowledgeTransferLib.records.run_directory import read_json
 
@@ -173,7 +174,7 @@ def cases(data: str, split: str) -> int:
 
 def table(columns: tuple[str, ...], rows: dict[tuple, list[Run]], failed: dict, against: str = "best teacher") -> str:
     """Each row's student, averaged over its runs (seeds), against the best of what it is compared with, by patient."""
-    head = [*columns, "seeds", f"Dice, {against}", "Dice, student", "ratio", "p", "p (Holm)", "minutes"]
+    head = [*columns, "seeds", f"Dice, {against}", "Dice, student", "ratio", "seed by seed", "p", "p (Holm)", "minutes"]
     good = {key: [run for run in runs if run.name not in failed] for key, runs in rows.items()}
     compared = {key: comparison(runs) for key, runs in good.items() if runs}
     corrected = holm([figures["p"] for figures in compared.values()])
@@ -189,16 +190,17 @@ def table(columns: tuple[str, ...], rows: dict[tuple, list[Run]], failed: dict, 
 def comparison(runs: list[Run]) -> dict:
     """What one row of the table says of runs that differ by their seed alone."""
     evaluations = [read_json(run.folder / "evaluation.json") for run in runs]
-    found = mean_over([dice_of_patients(evaluation, "student") for evaluation in evaluations])
-    others = [dice_of_patients(evaluations[0], name) for name in evaluations[0]["methods"] if name != "student"]
-    best = max(others, key=lambda dice: np.mean(list(dice.values())))
-    patients = [patient for patient in found if patient in best]
-    differences = np.array([found[patient] - best[patient] for patient in patients])
-    means = [mean_with_interval([dice[patient] for patient in patients]) for dice in (best, found)]
-    texts = [interval(mean) for mean in means]
+    others = [(evaluations[0], name) for name in evaluations[0]["methods"] if name != "student"]
+    dice = dice_of_patients([*((evaluation, "student") for evaluation in evaluations), *others])
+    found, best = dice[: len(runs)], max(dice[len(runs) :], key=lambda teacher: np.mean(list(teacher.values())))
+    compared = against(found, [best] * len(found))
+    values = by_seed([best, *found])[1]
+    means = [mean_of_seeds(values[:1]), mean_of_seeds(values[1:])]
     share = f"{means[1]['mean'] / means[0]['mean']:.1%}"
-    minutes = round(sum(map(seconds_of, runs)) / 60, 1)
-    return {"seeds": len(runs), "text": [*texts, share], "p": signed_rank(differences), "minutes": minutes}
+    texts = [*map(interval, means), share, signed(compared["seeds"])]
+    return {
+        "seeds": len(runs), "text": texts, "p": compared["p"], "minutes": round(sum(map(seconds_of, runs)) / 60, 1),
+    }  # fmt: skip
 
 
 def interval(figure: dict, digits: int = 3) -> str:
@@ -206,13 +208,19 @@ def interval(figure: dict, digits: int = 3) -> str:
     return f"{figure['mean']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
 
 
-def dice_of_patients(evaluation: dict, method: str) -> dict[str, float]:
-    rows = [{**row, "dice": np.nan if row["dice"] is None else row["dice"]} for row in evaluation["cases"]]
-    return group_means([row for row in rows if row["method"] == method], "dice")
+def signed(differences: list[float]) -> str:
+    return ", ".join(f"{difference:+.3f}" for difference in differences)
 
 
-def mean_over(parts: list[dict[str, float]]) -> dict[str, float]:
-    return {patient: float(np.mean([part[patient] for part in parts])) for patient in parts[0]}
+def dice_of_patients(parts: list[tuple[dict, str]]) -> list[dict[str, float]]:
+    """Of each evaluation and method the Dice by patient; where one drew something, those that drew nothing count too."""
+    rows = [
+        [{**row, "dice": np.nan if row["dice"] is None else row["dice"]} for row in evaluation["cases"]
+         if row["method"] == method]
+        for evaluation, method in parts
+    ]  # fmt: skip
+    resolved = iter(with_empty_resolved([row for part in rows for row in part]))
+    return [group_means(list(islice(resolved, len(part))), "dice") for part in rows]
 
 
 def _names(rows: dict[tuple, list[Run]]) -> set[str]:
