@@ -231,16 +231,18 @@ def test_voxel_contrastive_equals_its_formula(name, hardest, monkeypatch):
     loss, student, teacher, target = a_pair(name)
     bank = randoms(9, CLASSES, 4, 5)
     bank[1, 2:] = 0  # not filled yet
-    loss.bank0.copy_(F.normalize(bank, dim=2))
+    loss.bank0.copy_(bank)
     classes = pooled(target.probabilities).argmax(1)
     images, voxels, drawn = loss._draw(torch.from_numpy(classes).flatten(1), 0)
     own = projected(loss.heads[0], student.features["encoder1"]).reshape(3, 5, 16)[images, :, voxels]
     nearest = teacher.features["encoder1"][:, :, 1::2, 1::2].numpy().astype(float)
     other = nearest.reshape(3, 5, 16)[images, :, voxels]
     assert (classes.reshape(3, 16)[images, voxels] == drawn.numpy()).all()
-    own, other = ([unit(v) for v in standard(vectors)] for vectors in (own, other))
-    remembered = [(c, v) for c in range(CLASSES) for v in loss.bank0[c].numpy().astype(float) if v.any()]
-    known = [*zip(drawn.tolist(), other, strict=True), *remembered]
+    remembered = [(c, v) for c in range(CLASSES) for v in bank[c].numpy().astype(float) if v.any()]
+    vectors = np.stack([*other, *(v for _, v in remembered)])
+    own, vectors = ([unit(v) for v in standard(vectors)] for vectors in (own, vectors))
+    names, other = [*drawn.tolist(), *(c for c, _ in remembered)], vectors[: len(own)]
+    known = list(zip(names, vectors, strict=True))
     terms = []
     for anchor, place, mine in zip(own, other, drawn.tolist(), strict=True):
         negatives = sorted((math.exp(anchor @ v / 0.4) for c, v in known if c != mine), reverse=True)[:hardest]
@@ -522,6 +524,16 @@ def test_a_class_that_is_absent_stays_in_the_bank():
     value = loss(student, teacher, Target(without, target.image))
     assert torch.equal(loss.bank0[1:], before[1:]) and not torch.equal(loss.bank0[0], before[0])
     assert float(value) > 0, "the bank has the negatives that the batch lacks"
+
+
+def test_what_is_remembered_does_not_depend_on_what_else_the_batch_shows():
+    loss, student, teacher, target = a_pair("voxel-contrastive")
+    without = torch.zeros_like(target.probabilities)
+    without[:, 0] = 1
+    loss(student, teacher, Target(without, target.image))
+    seen = teacher.features["encoder1"].permute(0, 2, 3, 1).reshape(-1, 5)
+    remembered = loss.bank0[0][loss.bank0[0].any(1)]
+    assert len(remembered) and all((seen == vector).all(1).any() for vector in remembered)
 
 
 def test_many_classes_share_the_voxels_that_are_drawn():

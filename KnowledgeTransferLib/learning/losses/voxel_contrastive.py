@@ -22,9 +22,10 @@ class VoxelContrastive(ProjectedLoss):
 
     The anchors s are voxels of the student, equally many of each class. The positive p is the teacher at the same
     place; the negatives n are the teacher's voxels of other classes, in this batch and in a memory bank of earlier
-    ones, the hardest of them (Wang et al. 2021, arXiv:2101.11939, section 3.2). The teacher stands still, so the bank
-    does not age. What is drawn depends on the seed and on how many steps there were; the bank and that number are part
-    of the checkpoint.
+    ones, the hardest of them (Wang et al. 2021, arXiv:2101.11939, section 3.2). The teacher stands still and the bank
+    holds its features as they are, so it does not age: they are standardised together with those of the batch, which
+    may lack classes. What is drawn depends on the seed and on how many steps there were; the bank and that number are
+    part of the checkpoint.
     """
 
     most_channels = 64  # of single voxels
@@ -51,11 +52,18 @@ class VoxelContrastive(ProjectedLoss):
         there = _same_place(voxels, own.shape[2:], other.shape[2:])
         own = own.flatten(2)[images, :, voxels] @ head.project.weight.flatten(1).T  # (anchors, channels)
         other = head.mixed(other.flatten(2)[images, :, there])
+        names, known = self._with_remembered(drawn, other, getattr(self, f"bank{number}"))
         if len(drawn):  # else nothing in this batch has a weight
-            own, other = (F.normalize(standardised(vectors), dim=1) for vectors in (own, other))
-        value = self._info_nce(own, other, drawn, getattr(self, f"bank{number}"))
+            own, known = (F.normalize(standardised(vectors), dim=1) for vectors in (own, known))
+        value = self._info_nce(own, drawn, known, names)
         self._remember(number, other, drawn)
         return value
+
+    def _with_remembered(self, drawn: torch.Tensor, other: torch.Tensor, bank: torch.Tensor):
+        """Classes and vectors of the teacher: those of this batch, then those in the bank `(classes, n, channels)`."""
+        filled = bank.flatten(0, 1).any(1)
+        names = torch.arange(self.classes, device=drawn.device).repeat_interleave(bank.shape[1])[filled]
+        return torch.cat([drawn, names]), torch.cat([other, bank.flatten(0, 1)[filled]])
 
     def _draw(self, classes: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Image, voxel and class of each anchor, from the classes `(B, voxels)`; a voxel may be drawn twice.
@@ -77,18 +85,15 @@ class VoxelContrastive(ProjectedLoss):
         places = torch.cat([empty, *places])
         return places // classes.shape[1], places % classes.shape[1], torch.cat([empty, *drawn])
 
-    def _info_nce(self, own, other, drawn: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
-        """The loss of anchors `(n, channels)` whose classes are `drawn`; bank `(classes, remembered, channels)`."""
-        filled = bank.flatten(0, 1).any(1)
-        names = torch.arange(self.classes, device=drawn.device).repeat_interleave(bank.shape[1])[filled]
-        known, names = torch.cat([other, bank.flatten(0, 1)[filled]]), torch.cat([drawn, names])
+    def _info_nce(self, own, drawn: torch.Tensor, known: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
+        """The loss of anchors `(n, channels)` of the classes `drawn`; the first n of the known are at their places."""
         if not len(drawn) or not (names != names[0]).any():
             return own.sum() * 0.0  # one class alone has no negatives
         similarities, same = own @ known.T / self.temperature, drawn[:, None] == names[None]
         hardest = similarities.masked_fill(same, -torch.inf).topk(min(HARDEST, len(known)), dim=1).values
         negatives = hardest.logsumexp(1)
         if not self.same_structure:
-            return F.softplus(negatives - (own * other).sum(1) / self.temperature).mean()
+            return F.softplus(negatives - (own * known[: len(own)]).sum(1) / self.temperature).mean()
         each = F.softplus(negatives[:, None] - similarities) * same
         return (each.sum(1) / same.sum(1)).mean()
 
