@@ -21,7 +21,7 @@ import torch
 from document import Document, origin, parts_asked
 from runs import DATA, ROOT, RUNS, Run, carry_out
 from timing import median_ms
-from transfer import EXPERIMENTS, interval
+from transfer import EXPERIMENTS, NOTES, interval
 
 from KnowledgeTransferLib.learning.student import load_student
 from KnowledgeTransferLib.records.bundle import WEIGHTS
@@ -32,7 +32,9 @@ HALF_SIZE = ("--spacing-mm", "2", "2", "1")  # pictures of 256 pixels as 128, fo
 SCAN = (1, 1, 40, 56, 40)  # a prepared hippocampus scan
 HEADING = (
     "# Results on real data\n\nWritten by `make real` (Testing/Benchmarks/real.py) from the runs' own files; do not "
-    "edit by hand. Data: `../shared/data` (each folder's README gives source and licence). Splits are by patient. "
+    "edit by hand. Data: `../shared/data` (each folder's README gives source and licence). Splits are by patient; "
+    "busi and la_heart_lge_mri name none, so that there every image or group of near-duplicates, and every scan, counts "
+    "as a patient, and two of one patient may lie on both sides of a split. "
     "`test` was only evaluated, after everything was trained; designs and settings were chosen on `teacher` and "
     "`transferal`. Brackets: 95 % bootstrap interval over patients. p: Wilcoxon's signed-rank test over patients. "
     "Training times include whatever else the machine did."
@@ -92,7 +94,7 @@ def transfer(name: str) -> str:
     title, runs, table = EXPERIMENTS[name]()
     failed = carry_out(runs)
     example = runs[-1].text()
-    return f"## {title}\n\n{table(failed)}\n\nEvery cell is an ordinary run, such as\n\n```bash\n{example}\n```"
+    return f"## {title}\n\n{table(failed)}\n\n{NOTES.get(name, '')}Every cell is an ordinary run, such as\n\n```bash\n{example}\n```"
 
 
 def partial_knowledge() -> str:

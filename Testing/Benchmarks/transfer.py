@@ -115,6 +115,11 @@ def tuned() -> Experiment:
 
 
 EXPERIMENTS = {"single": single, "tuned": tuned, "several": several}
+NOTES = {
+    "tuned": "The share of the labels is what fine-tuning and training from scratch learnt from; the teacher of the student "
+    "that is fine-tuned had learnt from all of them. *Epoch kept* 0: on the held-out patients no epoch was better than "
+    "the start, and the student is the one that the teacher left, untuned.\n\n"
+}
 
 
 def teacher(data: str, design: str) -> Run:
@@ -174,14 +179,25 @@ def cases(data: str, split: str) -> int:
 
 def table(columns: tuple[str, ...], rows: dict[tuple, list[Run]], failed: dict, against: str = "best teacher") -> str:
     """Each row's student, averaged over its runs (seeds), against the best of what it is compared with, by patient."""
-    head = [*columns, "seeds", f"Dice, {against}", "Dice, student", "ratio", "seed by seed", "p", "p (Holm)", "minutes"]
+    head = [
+        *columns,
+        "seeds",
+        "epoch kept",
+        f"Dice, {against}",
+        "Dice, student",
+        "ratio",
+        "seed by seed",
+        "p",
+        "p (Holm)",
+        "minutes",
+    ]
     good = {key: [run for run in runs if run.name not in failed] for key, runs in rows.items()}
     compared = {key: comparison(runs) for key, runs in good.items() if runs}
     corrected = holm([figures["p"] for figures in compared.values()])
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for (key, figures), p_holm in zip(compared.items(), corrected, strict=True):
         p_values = [f"{figures['p']:.2g}", f"{p_holm:.2g}"]
-        cells = [*key, figures["seeds"], *figures["text"], *p_values, figures["minutes"]]
+        cells = [*key, figures["seeds"], figures["epochs"], *figures["text"], *p_values, figures["minutes"]]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += [f"\nNot carried out: {name} ({why})" for name, why in failed.items() if name in _names(rows)]
     return "\n".join(lines)
@@ -199,8 +215,13 @@ def comparison(runs: list[Run]) -> dict:
     share = f"{means[1]['mean'] / means[0]['mean']:.1%}"
     texts = [*map(interval, means), share, signed(compared["seeds"])]
     return {
-        "seeds": len(runs), "text": texts, "p": compared["p"], "minutes": round(sum(map(seconds_of, runs)) / 60, 1),
+        "seeds": len(runs), "epochs": ", ".join(map(epoch_kept, runs)), "text": texts, "p": compared["p"], "minutes": round(sum(map(seconds_of, runs)) / 60, 1),
     }  # fmt: skip
+
+
+def epoch_kept(run: Run) -> str:
+    training = read_json(run.folder / "training.json")
+    return f"{training['epoch']} of {training['history'][-1]['epoch']}"
 
 
 def interval(figure: dict, digits: int = 3) -> str:
