@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import signal
 import sys
@@ -27,13 +28,20 @@ DONE, SOME_CASES_FAILED, REFUSED, STOPPED = 0, 1, 2, 130
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one step; returns the exit status."""
+    arguments = _arguments() if arguments is None else arguments
     options = parser().parse_args(arguments)
     # Threads that wait must sleep: with spinning ones (the default of GNU OpenMP) a training beside another busy
     # program was measured to be 20 times slower. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _stop_cleanly()
-    with commanded(sys.argv[1:] if arguments is None else arguments):
+    with commanded(arguments):
         return _carry_out(options, _listener(), STEPS)
+
+
+def _arguments() -> list[str]:
+    """Those of the command line; the Slicer module gives them by the environment, once and not to what this starts."""
+    given = os.environ.pop("KT_ARGUMENTS", None)
+    return json.loads(given) if given else sys.argv[1:]
 
 
 def _carry_out(options: argparse.Namespace, listener: Listener, steps: dict) -> int:

@@ -22,7 +22,10 @@ FROM_SCENE = "Segmentations in the scene"
 
 
 class AnnotateTab:
-    """The first tab. `opened` holds the scan and segmentation nodes of the cases that are in the scene for review."""
+    """The first tab.
+
+    `opened` holds the scan and segmentation nodes of the cases that are in the scene for review, by run and case.
+    """
 
     def __init__(self, panel):
         self.panel, self.ui, self.logic = panel, panel.ui, panel.logic
@@ -177,9 +180,12 @@ class AnnotateTab:
             return
         with self.panel.messages():
             if not self._isOpen(case):
-                self.opened[case] = self.logic.loadForReview(self.shown, case)
-            volume, segmentation = self.opened[case]
-            slicer.util.setSliceViewerLayers(background=volume, fit=True)
+                self.opened[self._key(case)] = self.logic.loadForReview(self.shown, case)
+            volume, segmentation = self.opened[self._key(case)]
+            uncertainty = SceneIO.uncertaintyOf(volume)
+            slicer.util.setSliceViewerLayers(
+                background=volume, foreground=uncertainty, foregroundOpacity=SceneIO.OVERLAY, fit=True
+            )
             for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
                 node.SetDisplayVisibility(node is segmentation)
         self.updateButtons()
@@ -194,7 +200,7 @@ class AnnotateTab:
     def onSaveCorrection(self):
         case = self.chosen()
         with self.panel.messages():
-            volume, segmentation = self.opened[case]
+            volume, segmentation = self.opened[self._key(case)]
             hint = self.logic.saveCorrection(self.shown, case, segmentation, volume)
             saved = _("{case}: correction saved; the student learns it").format(case=case)
             self.panel.status.say(f"{saved}. {hint}" if hint else saved)
@@ -204,7 +210,7 @@ class AnnotateTab:
         case = self.chosen()
         with self.panel.messages():
             self.logic.discardCorrection(self.shown, case)
-            self.opened.pop(case, None)
+            self.opened.pop(self._key(case), None)
         self.showCases(case)
 
     def showCases(self, chosen=None):
@@ -230,8 +236,12 @@ class AnnotateTab:
         for column, text in enumerate((state.id, state.state, confidence)):
             setCell(self.ui.casesTable, row, column, text, state.message or text)
 
+    def _key(self, case, run=None):
+        """Two runs have cases of the same names."""
+        return RunDirectory(run or self.shown).path, case
+
     def _isOpen(self, case):
-        nodes = self.opened.get(case)
+        nodes = self.opened.get(self._key(case))
         return nodes is not None and all(map(SceneIO.isInScene, nodes))
 
     def _onEvent(self, event):
@@ -249,7 +259,7 @@ class AnnotateTab:
         self._showCase(row, self.rows[row])
 
     def _onFinished(self, job):
-        self.opened.update(job.pairs)
+        self.opened.update({self._key(case, job.run.path): nodes for case, nodes in job.pairs.items()})
         self.showCases(self.chosen())
         self.panel.distilTab.showRuns()
         self.panel.showError(job)

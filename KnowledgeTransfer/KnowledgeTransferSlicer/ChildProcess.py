@@ -57,14 +57,17 @@ def lastWords(log):
 
 
 def startChild(arguments, log, stdin=subprocess.DEVNULL):
-    """Start `python -m KnowledgeTransferLib ...` with its output in a file, in a process group of its own."""
+    """Start `python -m KnowledgeTransferLib ...` with its output in a file, in a process group of its own.
+
+    The arguments go by the environment: up to Slicer 5.10, PythonSlicer garbles letters beyond ASCII on Windows.
+    """
     windows = os.name == "nt"
     flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW if windows else 0
     with open(log, "ab") as output:
         return subprocess.Popen(
-            [pythonExecutable(), "-u", "-m", "KnowledgeTransferLib", *arguments],
-            stdin=stdin, stdout=output, stderr=subprocess.STDOUT, env=childEnvironment(), cwd=tempfile.gettempdir(),
-            start_new_session=not windows, creationflags=flags,
+            [pythonExecutable(), "-u", "-m", "KnowledgeTransferLib"],
+            stdin=stdin, stdout=output, stderr=subprocess.STDOUT, env=childEnvironment(arguments),
+            cwd=tempfile.gettempdir(), start_new_session=not windows, creationflags=flags,
         )  # fmt: skip
 
 
@@ -72,12 +75,13 @@ def pythonExecutable():
     return shutil.which("PythonSlicer") or sys.executable
 
 
-def childEnvironment():
-    """The child's environment; Slicer's own is left as it is."""
+def childEnvironment(arguments):
+    """The child's environment with what it is asked for; Slicer's own is left as it is."""
     library = str(Path(find_spec("KnowledgeTransferLib").origin).parents[1])
     paths = [library, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     own = {
         "KT_ASKED": repr(time.time()),
+        "KT_ARGUMENTS": json.dumps([str(argument) for argument in arguments]),
         "PYTHONUTF8": "1",
         "PYTHONIOENCODING": "utf-8",
         "PYTHONUNBUFFERED": "1",

@@ -51,7 +51,8 @@ def check(selector, nodes):
 
 def allOrNone(selector):
     """The volumes that a press of `All` checks: all scans, or none when they are checked already."""
-    scans = [node for node in selector.nodes() if not SceneIO.isUncertainty(node)]
+    listed = [*selector.checkedNodes(), *selector.uncheckedNodes()]
+    scans = [node for node in listed if not SceneIO.isUncertainty(node)]
     return [] if scans and len(selector.checkedNodes()) >= len(scans) else scans
 
 

@@ -58,15 +58,14 @@ class Curves:
         self.chart.SetXAxisTitle("epoch")
         self.chart.SetTitleVisibility(False)
         self.tables = {name: self._series(name) for name in ("loss", "Dice")}
-        self.view = slicer.mrmlScene.GetSingletonNode("KnowledgeTransfer", "vtkMRMLPlotViewNode")
-        if self.view is None:
-            self.view = slicer.vtkMRMLPlotViewNode()
-            self.view.SetSingletonTag("KnowledgeTransfer")
-            self.view.SetName(NAME)
-            self.view.SetSaveWithScene(False)
-            self.view.SetDoPropagatePlotChartSelection(False)  # other modules' charts stay out of this panel
-            self.view.SetAndObserveParentLayoutNodeID(self.chart.GetID())  # not a view of Slicer's layout
-            self.view = slicer.mrmlScene.AddNode(self.view)
+        there = slicer.mrmlScene.GetSingletonNode("KnowledgeTransfer", "vtkMRMLPlotViewNode")
+        view = there or slicer.vtkMRMLPlotViewNode()
+        view.SetSingletonTag("KnowledgeTransfer")
+        view.SetName(NAME)  # all of it is set anew: closing a scene resets a singleton
+        view.SetSaveWithScene(False)
+        view.SetDoPropagatePlotChartSelection(False)  # other modules' charts stay out of this panel
+        view.SetAndObserveParentLayoutNodeID(self.chart.GetID())  # not a view of Slicer's layout
+        self.view = there or slicer.mrmlScene.AddNode(view)
         self.view.SetPlotChartNodeID(self.chart.GetID())
         self.plotWidget.setMRMLScene(slicer.mrmlScene)
         self.plotWidget.setMRMLPlotViewNode(self.view)

@@ -12,7 +12,7 @@ from KnowledgeTransferLib.records.students import STUDENTS
 from .ChildProcess import eventOf
 from .Controls import onPath, setCell, setPath, setTexts, stretch
 from .Curves import Curves
-from .Jobs import AttachedJob
+from .Jobs import DONE, AttachedJob
 from .Status import duration, inWordsOfThePanel
 
 LEARN_FROM_TEXTS = ("Teachers' annotations", "Expert annotations", "Both")
@@ -181,7 +181,7 @@ class DistilTab:
 
     def _onFinished(self, job):
         self.showRuns()
-        if job.step == "distil" and job.status in (0, 1):
+        if job.step == "distil" and job.status in DONE:
             self.panel.segmentTab.choose(str(job.run.student))
         self.panel.showError(job)
 

@@ -15,11 +15,15 @@ from .ChildProcess import Tail, killGroup, lastWords, startChild, stopTree
 GRACE_S = 10  # a step that was asked to stop ends at the next iteration; after that its processes are stopped
 GRACE_OF_SIGNAL_S = 5
 LOOK_S = 0.5  # between two looks at whether a run of another process still goes on
+READ_S = 0.1  # between two looks at what a run wrote, which may lie on a network drive
+DONE = (0, 1)  # exit statuses of a step that came to its end: all cases, or all but some
 STOPPED = 130  # the exit status of a step that the user stopped
 
 
 class Job:
     """One step of the library that runs somewhere. `status` is None while it runs, then the step's exit status."""
+
+    read_s = READ_S
 
     def __init__(self, step, run, tail):
         self.step, self.run, self.tail = step, run, tail
@@ -35,10 +39,12 @@ class Job:
         self.folder = run.path  # where its results lie
         self.nodes = []  # that came into the scene
         self.pairs = {}  # case id -> its scan and annotation in the scene
+        self.places = {}  # id of a volume -> where it lay when it was written
         self.hints = []  # what is good to know
         self.lost = []  # results whose scan is no longer in the scene
         self._signals = 0
         self._polling = False
+        self._read = 0.0
 
     @property
     def running(self):
@@ -61,7 +67,7 @@ class Job:
             slicer.app.processEvents()
             self.poll()  # Qt holds back the timer while a listener, whom it called, waits
             time.sleep(0.005)
-        if self.status not in (0, 1):
+        if self.status not in DONE:
             raise RuntimeError(self.error or f"{self.step} was stopped")
         return self
 
@@ -78,15 +84,21 @@ class Job:
 
     def _look(self):
         ended = self.exitStatus()  # first, so that nothing is written after the last look
-        while events := self.tail.read():
-            for event in events:
-                self.take(event)
-            if ended is None:
-                break
+        if ended is not None or time.monotonic() - self._read >= self.read_s:
+            self._takeNews(ended is not None)
         if ended is not None:
             self._finish(ended)
         elif self.cancelAsked is not None:
             self._enforce(time.monotonic() - self.cancelAsked)
+
+    def _takeNews(self, everything):
+        """Take in what was written since the last look: a block of it, or everything."""
+        self._read = time.monotonic()
+        while events := self.tail.read():
+            for event in events:
+                self.take(event)
+            if not everything:
+                break
 
     def take(self, event):
         kind = event["event"]
@@ -100,12 +112,18 @@ class Job:
 
     def _finish(self, status):
         self.killLeftovers()
-        self.status = STOPPED if self.cancelAsked is not None and status not in (0, 1, 2) else status
-        if self.status not in (0, 1, STOPPED) and not self.error:
+        if status in DONE and not self.saidDone():
+            status = -1  # PythonSlicer, a launcher, ends with 1 also when the Python below it crashed or was killed
+        self.status = STOPPED if self.cancelAsked is not None and status not in (*DONE, 2) else status
+        if self.status not in (*DONE, STOPPED) and not self.error:
             said = lastWords(self.log)
             self.error = f"The process of {self.step} ended unexpectedly (status {status}){said}; see {self.log}"
         self.removeTemporary()
         tell(self.onFinished, self)
+
+    def saidDone(self):
+        """Whether the step told that it came to its end."""
+        return bool(self.result)
 
     def removeTemporary(self):
         if self.temporary:
@@ -161,6 +179,9 @@ class AttachedJob(Job):
             self._state = state
             return None
         return {"done": 0, "cancelled": STOPPED, "failed": 2}.get(state.state if state else "", -1)
+
+    def saidDone(self):
+        return True  # so the run itself says; this job may have come too late for the event
 
     def stopProcesses(self, gently):
         """Of another computer's run only the file `cancel` can be written."""

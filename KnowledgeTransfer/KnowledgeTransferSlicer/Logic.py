@@ -60,6 +60,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
             weights, hints = withScene(weights, run, cases)
             arguments = [run.path, "--cohort", run.path / SCANS, *_teacherArguments(weights), *_options(settings)]
             job = self._start("annotate", run, arguments)
+        job.places = {volume.GetID(): SceneIO.placeOf(volume) for volume in volumes}
         job.hints = [*filter(None, map(SceneIO.hintOf, volumes)), *hints]
         uncertainty, shown = settings.get("uncertainty", False), set()
         job.onEvent.append(lambda event: showAnnotation(job, cases, shown, event, uncertainty))
@@ -97,6 +98,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         with self._working(None) as run, exported(volumes, run) as cases:
             arguments = [bundle, run.path / SCANS, run.path / "results", "--format", ".seg.nrrd", "--overwrite"]
             job = self._start("segment", run, [*arguments, "--run", run.path, *_options(settings)], warm=True)
+        job.places = {volume.GetID(): SceneIO.placeOf(volume) for volume in volumes}
         job.hints = [*filter(None, map(SceneIO.hintOf, volumes))]
         job.onEvent.append(lambda event: showSegmentation(job, cases, event))
         return job

@@ -35,7 +35,6 @@ class KnowledgeTransferParameterNode:
     startFrom: str = ""
     soft: bool = True
     seed: Annotated[int, WithinRange(0, 2147483647), Default(0)]
-    stopWithSlicer: bool = False
 
     bundle: str = ""
     segmentFrom: str = "scene"  # or "disk"

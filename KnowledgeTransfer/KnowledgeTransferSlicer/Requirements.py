@@ -1,6 +1,8 @@
 """Requirements: what the library needs in Slicer's Python; installed only when needed, after one clear question."""
 
+import platform
 import re
+import sys
 import tempfile
 from importlib import metadata
 from importlib.util import find_spec
@@ -10,6 +12,7 @@ import slicer
 from slicer.i18n import tr as _
 
 KEPT = ("numpy", "SimpleITK", "requests")  # of Slicer itself; pip must not replace them
+_busy = []  # what is being installed; meanwhile Slicer's event loop goes on now and then
 LINE = re.compile(r"^([A-Za-z0-9_.-]+)\s*(?:>=\s*([0-9.]+))?")
 
 
@@ -41,6 +44,17 @@ def _numbers(version):
     return [int(part) for part in re.match(r"[0-9.]*", version)[0].strip(".").split(".") if part]
 
 
+def impossible():
+    """Why the packages cannot be had on this computer; empty where they can."""
+    if sys.platform == "darwin" and platform.machine() == "x86_64" and any("torch" in name for name in missing()):
+        return _(
+            "This Slicer is made for Macs with an Intel processor (also where an Apple processor runs it), and PyTorch "
+            "has not been made for these since version 2.2. Runs can be looked at and reviewed here; to annotate, "
+            "distil or segment, use a Slicer for Windows or Linux, or one made for Apple processors."
+        )
+    return ""
+
+
 def explanation(packages):
     return _(
         "KnowledgeTransfer needs these Python packages, which are not installed yet:\n\n{packages}\n\n"
@@ -58,14 +72,21 @@ def ensure(ask=True):
     packages = missing()
     if not packages:
         return
+    if _busy:
+        raise RequirementsError(_("The packages are being installed; wait until that is done"))
+    if impossible():
+        raise RequirementsError(impossible())
     if ask and not slicer.util.confirmOkCancelDisplay(explanation(packages), _("Install Python packages")):
         raise RequirementsError(_("Not installed: {packages}").format(packages=", ".join(packages)))
+    _busy.append(packages)
     try:
         _install(packages)
     except RequirementsError:
         raise
     except Exception as error:  # pip has many ways to fail: no network, a proxy, no room
         raise RequirementsError(_("The installation did not work: {error}").format(error=error)) from error
+    finally:
+        _busy.clear()
     left = missing()
     if left:
         raise RequirementsError(

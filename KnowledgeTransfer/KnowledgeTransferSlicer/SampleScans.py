@@ -41,7 +41,7 @@ def load(source=None):
 
 def _made(logic, folder):
     for site, name in (("A", "phantom hospital A"), ("B", "phantom hospital B")):
-        if not (folder / name).is_dir():
+        if not (folder / name / "dataset.json").is_file():  # written last
             logic.phantom(folder / name, site, CASES).wait()
     scan = sorted((folder / "phantom hospital B" / "images").iterdir())[0]
     return slicer.util.loadVolume(str(scan))

@@ -15,6 +15,7 @@ VOLUMES = "KnowledgeTransfer.VolumesMl"  # attribute of a segmentation node
 MOST_VOXELS_COUNTED = 20_000_000
 BINARY = "Binary labelmap"
 UNCERTAINTY = "KnowledgeTransfer.UncertaintyOf"  # attribute of a volume node
+OVERLAY = 0.5  # opacity of an uncertainty map
 UNCERTAINTY_FROM = 0.1  # what is surer than this is not shown
 
 
@@ -186,24 +187,27 @@ def _overlap(segmentation, labelmap, volume):
     return f"{segmentation.GetName()}: segments overlap; {', '.join(hidden)} count only where no later segment lies"
 
 
-def loadSegmentation(path, volume, name):
+def loadSegmentation(path, volume, name, exportedAt=None):
     """Load a .seg.nrrd that was made of `volume` as it lies in the world: a new node with the volume's geometry,
-    transform and place in the subject hierarchy."""
+    transform and place in the subject hierarchy.
+
+    `exportedAt` is the volume's place (`placeOf`) when it was written; it may have been moved meanwhile.
+    """
     node = slicer.util.loadSegmentation(str(path))
     _forgetFile(node)
     node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
-    _putBesides(node, volume)
+    _putBesides(node, volume, exportedAt)
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
     node.CreateDefaultDisplayNodes()
     return node
 
 
-def loadUncertainty(path, volume, name):
-    """Load an uncertainty map as a colour overlay of `volume`."""
+def loadUncertainty(path, volume, name, exportedAt=None):
+    """Load an uncertainty map as a colour overlay of `volume`, in the views that show it; `exportedAt` as above."""
     node = slicer.util.loadVolume(str(path), {"show": False})
     _forgetFile(node)
     node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
-    _putBesides(node, volume)
+    _putBesides(node, volume, exportedAt)
     node.SetAttribute(UNCERTAINTY, volume.GetID())
     display = node.GetDisplayNode()
     if slicer.mrmlScene.GetNodeByID(UNCERTAINTY_COLORS):
@@ -213,8 +217,18 @@ def loadUncertainty(path, volume, name):
     display.AutoThresholdOff()
     display.SetThreshold(UNCERTAINTY_FROM, 1)
     display.ApplyThresholdOn()
-    slicer.util.setSliceViewerLayers(background=volume, foreground=node, foregroundOpacity=0.5)
+    for view in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):  # others show what the user works on
+        if view.GetBackgroundVolumeID() == volume.GetID():
+            view.SetForegroundVolumeID(node.GetID())
+            view.SetForegroundOpacity(OVERLAY)
     return node
+
+
+def uncertaintyOf(volume):
+    """The newest uncertainty map of a volume, or None."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+    own = [node for node in nodes if node.GetAttribute(UNCERTAINTY) == volume.GetID()]
+    return own[-1] if own else None
 
 
 def _forgetFile(node):
@@ -229,8 +243,15 @@ def isUncertainty(node):
     return node.GetAttribute(UNCERTAINTY) is not None
 
 
-def _putBesides(node, volume):
+def placeOf(volume):
+    """Where a volume lies in the world, and how many voxels it has."""
+    return worldMatrix(volume), volume.GetImageData().GetDimensions()
+
+
+def _putBesides(node, volume, exportedAt):
     """Give a node that lies in the world the parent transform and the subject-hierarchy place of `volume`."""
+    if exportedAt is not None:
+        _follow(node, volume, exportedAt)
     transform = volume.GetParentTransformNode()
     if transform is not None:
         fromWorld = vtk.vtkMatrix4x4()
@@ -241,6 +262,16 @@ def _putBesides(node, volume):
     own, others = hierarchy.GetItemByDataNode(node), hierarchy.GetItemByDataNode(volume)
     if own and others:
         hierarchy.SetItemParent(own, hierarchy.GetItemParent(others))
+
+
+def _follow(node, volume, exportedAt):
+    """Move a node as its volume was moved since it was written; where that was cropped meanwhile, the node stays."""
+    (then, size), (now, sizeNow) = exportedAt, placeOf(volume)
+    moved = now @ np.linalg.inv(then)
+    if size == sizeNow and not np.allclose(moved, np.eye(4), atol=1e-6):
+        matrix = vtk.vtkMatrix4x4()
+        matrix.DeepCopy(moved.ravel().tolist())
+        node.ApplyTransformMatrix(matrix)
 
 
 def isInScene(node):
@@ -256,8 +287,28 @@ def segmentNames(segmentation):
 def setVolumesMl(segmentation, volumesMl):
     """Keep the volume of each structure with the node, so that it is saved with the scene."""
     segmentation.SetAttribute(VOLUMES, json.dumps(volumesMl))
-    edited = slicer.vtkSegmentation.SourceRepresentationModified
-    segmentation.GetSegmentation().AddObserver(edited, lambda caller, event: segmentation.RemoveAttribute(VOLUMES))
+    _forgetVolumesWhenEdited(segmentation)
+
+
+def _forgetVolumesWhenEdited(segmentation):
+    """An observer that held the node would keep it in memory when the scene is closed: it knows the id alone."""
+    nodeId = segmentation.GetID()
+
+    def forget(caller, event):
+        node = slicer.mrmlScene.GetNodeByID(nodeId)
+        if node is not None and node.GetSegmentation() is caller:
+            node.RemoveAttribute(VOLUMES)
+
+    kinds = slicer.vtkSegmentation
+    for event in (kinds.SourceRepresentationModified, kinds.SegmentModified, kinds.SegmentAdded, kinds.SegmentRemoved):
+        segmentation.GetSegmentation().AddObserver(event, forget)
+
+
+def watchImported(trusted):
+    """Watch the segmentations that came with a scene; where edits may have gone unseen, their volumes are forgotten."""
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+        if node.GetAttribute(VOLUMES) is not None:
+            _forgetVolumesWhenEdited(node) if trusted else node.RemoveAttribute(VOLUMES)
 
 
 def volumesMl(segmentation):
@@ -269,24 +320,35 @@ def volumesMl(segmentation):
     return values if isinstance(values, dict) else _countedMl(segmentation)
 
 
+def drawnAt(segmentation):
+    """When its voxels were changed last, by VTK's clock."""
+    source = segmentation.GetSegmentation()
+    drawn = [source.GetNthSegment(number).GetRepresentation(BINARY) for number in range(source.GetNumberOfSegments())]
+    return max((layer.GetMTime() for layer in drawn if layer is not None), default=0)
+
+
 def _countedMl(segmentation):
     """Structure name -> ml, from the voxels; None instead of ml where there are too many to count in a blink."""
-    source, found = segmentation.GetSegmentation(), {}
-    for number in range(source.GetNumberOfSegments()):
-        segment, labelmap = source.GetNthSegment(number), slicer.vtkOrientedImageData()
-        drawn = segment.GetRepresentation(BINARY)
-        if drawn is None or drawn.GetNumberOfPoints() > MOST_VOXELS_COUNTED:
-            found[segment.GetName()] = None
-            continue
-        segmentation.GetBinaryLabelmapRepresentation(source.GetNthSegmentID(number), labelmap)
-        found[segment.GetName()] = _ml(labelmap)
+    source = segmentation.GetSegmentation()
+    segments = [source.GetNthSegment(number) for number in range(source.GetNumberOfSegments())]
+    drawn = [segment.GetRepresentation(BINARY) for segment in segments]
+    layers = {layer.GetAddressAsString(""): layer for layer in drawn if layer is not None}  # segments share them
+    few = sum(layer.GetNumberOfPoints() for layer in layers.values()) <= MOST_VOXELS_COUNTED
+    counts = {address: _counted(layer) for address, layer in layers.items()} if few else {}
+    found = {}
+    for segment, layer in zip(segments, drawn, strict=True):
+        counted = counts.get(layer.GetAddressAsString("")) if layer is not None else None
+        found[segment.GetName()] = None if counted is None else counted.get(segment.GetLabelValue(), 0.0)
     return found
 
 
-def _ml(labelmap):
-    scalars = labelmap.GetPointData().GetScalars()
-    voxels = 0 if scalars is None else int(np.count_nonzero(numpy_support.vtk_to_numpy(scalars)))
-    return voxels * float(np.prod(labelmap.GetSpacing())) / 1000
+def _counted(layer):
+    """Value -> ml in a label map of whole numbers."""
+    scalars = layer.GetPointData().GetScalars()
+    voxelMl = float(np.prod(layer.GetSpacing())) / 1000
+    voxels = np.zeros(0, np.uint8) if scalars is None else numpy_support.vtk_to_numpy(scalars)
+    counts = np.bincount(voxels) if voxels.dtype.kind == "u" else np.bincount(voxels.astype(np.int64).clip(0))
+    return {value: count * voxelMl for value, count in enumerate(counts.tolist())}
 
 
 def referenceVolume(segmentation):

@@ -104,7 +104,7 @@ def _showCase(job, case, volume, volumesMl, uncertainty):
 def _show(job, volume, file, name, load):
     """Bring a result into the scene; when its volume is gone, keep the file where the user finds it (None)."""
     if SceneIO.isInScene(volume):
-        job.nodes.append(load(file, volume, f"{volume.GetName()} {name}"))
+        job.nodes.append(load(file, volume, f"{volume.GetName()} {name}", job.places.get(volume.GetID())))
         return job.nodes[-1]
     kept = Path(file)
     if job.temporary:

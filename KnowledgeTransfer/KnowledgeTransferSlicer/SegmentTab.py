@@ -26,6 +26,7 @@ class SegmentTab:
         self.recent = self._readRecent()
         self.card = None  # the student whose card is shown, and the date of its files
         self.compared = {}  # structure -> what `compare` found, for the segmentation that is shown
+        self.comparedAt = 0  # the date of that segmentation then
         ui = self.ui
         ui.bundleSelector.connect("currentIndexChanged(int)", self.onBundle)
         ui.bundleBrowseButton.connect("clicked()", self.onBrowse)
@@ -124,6 +125,13 @@ class SegmentTab:
         self._showTable(node)
         self.updateButtons()
 
+    def lookAgain(self):
+        """The user comes back, and may have edited the segmentation meanwhile."""
+        node = self.ui.resultSelector.currentNode()
+        if self.compared and (node is None or SceneIO.drawnAt(node) != self.comparedAt):
+            self.compared = {}
+        self._showTable(node)
+
     def onCompare(self):
         result, other = self.ui.resultSelector.currentNode(), self.ui.compareSelector.currentNode()
         with self.panel.messages():
@@ -142,6 +150,7 @@ class SegmentTab:
     def _onCompared(self, result, job):
         if job.status == 0 and self.ui.resultSelector.currentNode() is result:
             self.compared = {row["name"]: row for row in job.result.get("structures", [])}
+            self.comparedAt = SceneIO.drawnAt(result)
             self._showTable(result)
         self.panel.showError(job)
 

@@ -3,7 +3,7 @@
 import qt
 from slicer.i18n import tr as _
 
-from .Jobs import STOPPED
+from .Jobs import DONE, STOPPED
 
 PANEL_WORDS = {
     "add --restart to begin anew": "check Begin anew (under Advanced)",
@@ -116,7 +116,7 @@ def endOf(job):
     notes = "".join(f". {note}" for note in [*job.hints, *job.lost])
     if job.status == STOPPED:
         return f"{step}: stopped" if job.temporary else f"{step}: stopped; press {step} again to go on from here"
-    if job.status not in (0, 1):
+    if job.status not in DONE:
         return f"{step}: {inWordsOfThePanel(job.error)}"
     if job.problems:
         first = "{case}: {message}".format(**job.problems[0])

@@ -18,6 +18,8 @@ IDLE_MINUTES = 10
 class WarmJob(Job):
     """A request to the warm process."""
 
+    read_s = 0  # its events come from a temporary folder
+
     def __init__(self, step, run, warm, number):
         super().__init__(step, run, None)
         self.warm, self.number, self.served = warm, number, None

@@ -13,11 +13,11 @@ from slicer.util import VTKObservationMixin
 
 from KnowledgeTransferLib.records.progress import explain
 
-from . import Requirements
+from . import Requirements, SceneIO
 from .AnnotateTab import AnnotateTab
 from .Controls import onPath, setTexts
 from .DistilTab import DistilTab
-from .Jobs import STOPPED
+from .Jobs import DONE, STOPPED
 from .Logic import KnowledgeTransferLogic, removeStaleFolders
 from .ParameterNode import DEVICES
 from .SegmentTab import SegmentTab
@@ -25,6 +25,7 @@ from .Status import Status, endOf, inWordsOfThePanel
 
 WORKING_FOLDER = "KnowledgeTransfer/WorkingFolder"  # in Slicer's application settings
 DEVICE = "KnowledgeTransfer/Device"
+STOP_WITH_SLICER = "KnowledgeTransfer/StopRunsWithSlicer"
 REFRESH_MS = 2000
 DEVICE_TEXTS = ("Automatic", "NVIDIA graphics card (cuda)", "Apple graphics (mps)", "Processor (cpu)")
 
@@ -55,13 +56,15 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self._restoreSettings()
         onPath(self.ui.workingFolderPath, self.onWorkingFolder)
         self.ui.deviceSelector.connect("activated(int)", self.onDevice)  # by the user alone
+        self.ui.stopWithSlicerCheckBox.connect("toggled(bool)", self.onStopWithSlicer)
         self.ui.installButton.connect("clicked()", self.onInstall)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
         self._refreshTimer = qt.QTimer()
         self._refreshTimer.setInterval(REFRESH_MS)
         self._refreshTimer.connect("timeout()", self.distilTab.showRuns)
+        SceneIO.watchImported(trusted=False)
         self.initializeParameterNode()
         self.showRequirements()
         removeStaleFolders()
@@ -69,7 +72,7 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def cleanup(self):
         """Slicer ends, or the module is loaded anew: runs go on unless the user chose otherwise."""
         self._refreshTimer.stop()
-        stop = bool(self.parameters and self.parameters.stopWithSlicer)
+        stop = self.ui.stopWithSlicerCheckBox.checked
         self.setParameterNode(None)
         self.removeObservers()
         self.logic.close(stop)
@@ -87,6 +90,7 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self._refreshTimer.start()
         self.distilTab.showRuns()
         self.annotateTab.showCases()
+        self.segmentTab.lookAgain()
         self._followWhatRuns()
 
     def exit(self):
@@ -100,6 +104,10 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def onSceneEndClose(self, caller=None, event=None):
         if self.parent.isEntered:
             self.initializeParameterNode()
+
+    def onSceneEndImport(self, caller=None, event=None):
+        SceneIO.watchImported(trusted=True)
+        self.onSceneEndClose()
 
     def initializeParameterNode(self):
         self.setParameterNode(self.logic.getParameterNode())
@@ -155,7 +163,7 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def showError(self, job):
         """Tell in a dialog why a job failed; later, so that nothing waits for the user's OK."""
-        if job.status not in (0, 1, STOPPED):
+        if job.status not in (*DONE, STOPPED):
             text = endOf(job)
             qt.QTimer.singleShot(0, lambda: slicer.util.errorDisplay(text, windowTitle="KnowledgeTransfer"))
 
@@ -183,17 +191,25 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def onDevice(self, index):
         slicer.app.settings().setValue(DEVICE, DEVICES[index])
 
+    def onStopWithSlicer(self, stop):
+        slicer.app.settings().setValue(STOP_WITH_SLICER, "true" if stop else "false")
+
     def onInstall(self):
+        self.ui.installButton.enabled = False
+        self.status.say(_("Packages are being installed; Slicer may stand still for some minutes"))
         with self.messages():
             Requirements.ensure()
+            self.status.say(_("The packages are installed"))
+        self.ui.installButton.enabled = True
         self.showRequirements()
         self.annotateTab.known.clear()
         self.onParameters()
 
     def showRequirements(self):
-        packages = Requirements.missing()
+        packages, reason = Requirements.missing(), Requirements.impossible()
         self.ui.requirementsFrame.visible = bool(packages)
-        self.ui.requirementsLabel.text = _(
+        self.ui.installButton.visible = not reason
+        self.ui.requirementsLabel.text = reason or _(
             "Needed and not installed yet: {packages}. Runs can be looked at and reviewed without; to annotate, distil "
             "or segment, install them (once, needs the internet)."
         ).format(packages=", ".join(packages))
@@ -201,6 +217,7 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def _restoreSettings(self):
         folder = slicer.app.settings().value(WORKING_FOLDER) or str(Path.home() / "KnowledgeTransfer")
         self.ui.workingFolderPath.currentPath = str(folder)
+        self.ui.stopWithSlicerCheckBox.checked = str(slicer.app.settings().value(STOP_WITH_SLICER)).lower() == "true"
 
     def _followWhatRuns(self):
         """Take up the newest run of the working folder that is going on, so that reopening Slicer finds it."""

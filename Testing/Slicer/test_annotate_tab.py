@@ -112,7 +112,7 @@ def test_an_edited_annotation_is_saved_as_a_correction_and_learnt(reviewing, wai
     case = reviewing.chosen()
     assert not ui.saveCorrectionButton.enabled  # not loaded yet
     ui.reviewButton.click()
-    volume, segmentation = reviewing.opened[case]
+    volume, segmentation = reviewing.opened[run.path, case]
     source = segmentation.GetSegmentation()
     value, segment_id = source.GetNthSegment(0).GetLabelValue(), source.GetNthSegmentID(0)
     mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segment_id, volume)
@@ -126,6 +126,23 @@ def test_an_edited_annotation_is_saved_as_a_correction_and_learnt(reviewing, wai
     assert np.count_nonzero(found == value) == mask.sum()
     ui.discardCorrectionButton.click()
     assert not run.corrected_annotation(case).exists()
+
+
+def test_another_run_with_the_same_cases_is_not_taken_for_this_one(reviewing):
+    """Else a review, or a correction, of one run's segmentation would count for the other's."""
+    import shutil
+
+    ui, first = reviewing.ui, RunDirectory(reviewing.shown)
+    ui.casesTable.selectRow(0)
+    case = reviewing.chosen()
+    ui.reviewButton.click()
+    mine = reviewing.opened[first.path, case]
+    shutil.copytree(first.path, first.path.parent / "second run")
+    reviewing.panel.parameters.annotateRunName = "second run"
+    ui.casesTable.selectRow(0)
+    assert reviewing.chosen() == case and not ui.saveCorrectionButton.enabled
+    ui.reviewButton.click()
+    assert reviewing.opened[first.path.parent / "second run", case][1] is not mine[1]
 
 
 def test_a_case_loaded_twice_is_loaded_once(reviewing):

@@ -128,17 +128,20 @@ def test_closing_the_panel_leaves_the_run_and_opening_it_finds_it(tab, wait_unti
 
 
 def test_the_user_may_want_runs_to_end_with_slicer(tab, wait_until):
+    import slicer
+
     import slicer_standin
 
     for_epochs(tab, 100000)
     tab.ui.stopWithSlicerCheckBox.checked = True
     tab.ui.distilButton.click()
+    slicer.mrmlScene.Clear(0)  # a wish for all scenes
     job = tab.panel.status.job
     wait_until(lambda: tab.curves.tables and rows_of(tab.curves, "loss") >= 1, 60)
     slicer_standin.close_panel("KnowledgeTransfer")
     assert job.process.wait(timeout=30) == 130
     assert job.run.checkpoint.is_file()
-    slicer_standin.open_panel("KnowledgeTransfer")
+    assert slicer_standin.open_panel("KnowledgeTransfer").ui.stopWithSlicerCheckBox.checked
 
 
 def test_the_scene_may_be_closed_while_the_student_learns(tab, wait_until):

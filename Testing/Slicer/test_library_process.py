@@ -91,7 +91,8 @@ def test_slicers_environment_is_left_alone_and_the_child_finds_the_library():
     from KnowledgeTransferSlicer.ChildProcess import childEnvironment, pythonExecutable
 
     before = dict(os.environ)
-    environment = childEnvironment()
+    environment = childEnvironment(["segment", "C:/Jürgen"])
+    assert environment["KT_ARGUMENTS"].isascii() and "J" in environment["KT_ARGUMENTS"]
     assert dict(os.environ) == before
     found = subprocess.run(
         [pythonExecutable(), "-c", "import KnowledgeTransferLib; print(KnowledgeTransferLib.__file__)"],
@@ -158,6 +159,24 @@ def test_a_killed_process_is_noticed_and_explained(a_training, wait_until):
     assert a_training.status == -signal.SIGKILL
     assert "ended unexpectedly" in a_training.error and str(a_training.run.log) in a_training.error
     assert state_of(a_training.run.path).state == "interrupted"
+
+
+@POSIX
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_launcher_that_ends_with_1_for_a_crash_is_not_taken_for_a_step_that_is_done(
+    library, tmp_path, monkeypatch, wait_until, cancelled
+):
+    """PythonSlicer does so; 1 of the library itself means done, but some cases failed."""
+    crash = tmp_path / "PythonSlicer"
+    crash.write_text("#!/bin/sh\nsleep 0.5\necho Killed\nexit 1\n")
+    crash.chmod(0o755)
+    monkeypatch.setattr("KnowledgeTransferSlicer.ChildProcess.pythonExecutable", lambda: str(crash))
+    job = library.start("distil", RunDirectory(tmp_path / "run").create(), [])
+    if cancelled:
+        job.cancel()
+    wait_until(lambda: not job.running, 10)
+    assert job.status == (130 if cancelled else -1)
+    assert cancelled or "ended unexpectedly (status -1): Killed" in job.error
 
 
 @POSIX

@@ -95,6 +95,33 @@ def test_one_question_and_then_torch_through_its_extension_and_the_rest_by_pip(r
     assert any(line.startswith("torch==") for line in installers["constraints"])
 
 
+def test_a_second_press_while_packages_are_installed_installs_nothing(requirements, installers, monkeypatch):
+    """The installers let Slicer's event loop go on."""
+    told = []
+
+    def press(packages):
+        with pytest.raises(requirements.RequirementsError, match="are being installed; wait"):
+            requirements.ensure(ask=False)
+        told.append(packages)
+
+    monkeypatch.setattr(requirements, "_pipInstall", press)
+    with pytest.raises(requirements.RequirementsError, match="Could not be installed"):
+        requirements.ensure(ask=False)
+    assert len(told) == 1
+    with pytest.raises(requirements.RequirementsError, match="Could not be installed"):
+        requirements.ensure(ask=False)  # it may be tried again
+
+
+def test_on_a_slicer_for_intel_macs_it_is_said_what_is_not_there(requirements, installers, monkeypatch, dialogs):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(requirements.platform, "machine", lambda: "x86_64")
+    with pytest.raises(requirements.RequirementsError, match="PyTorch has not been made for these"):
+        requirements.ensure()
+    assert installers == {} and dialogs.shown == []
+    monkeypatch.setattr(requirements.platform, "machine", lambda: "arm64")
+    assert requirements.impossible() == ""
+
+
 def test_who_declines_gets_no_package(requirements, installers, dialogs):
     dialogs.answer(False)
     with pytest.raises(requirements.RequirementsError, match="Not installed: torch"):

@@ -227,6 +227,97 @@ def test_an_uncertainty_map_lies_over_its_volume(a_scan, tmp_path):
     assert node.GetParentTransformNode() is volume.GetParentTransformNode()
 
 
+def test_an_uncertainty_map_leaves_views_alone_that_show_something_else(a_scan, tmp_path):
+    import slicer
+
+    from KnowledgeTransferLib.learning.volume import write_image
+    from KnowledgeTransferSlicer import SceneIO
+
+    volume, other = a_scan(affine()), a_scan(affine())
+    slicer.util.setSliceViewerLayers(background=other)
+    write_image(tmp_path / "map.nii.gz", np.ones((14, 12, 9), np.float32), affine())
+    SceneIO.loadUncertainty(tmp_path / "map.nii.gz", volume, "CT uncertainty")
+    views = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    assert views and all(view.GetBackgroundVolumeID() == other.GetID() for view in views)
+    assert not any(view.GetForegroundVolumeID() for view in views)
+    slicer.util.setSliceViewerLayers(background=volume)
+    node = SceneIO.loadUncertainty(tmp_path / "map.nii.gz", volume, "CT uncertainty")
+    assert all(view.GetForegroundVolumeID() == node.GetID() for view in views)
+    assert SceneIO.uncertaintyOf(volume) is node and SceneIO.uncertaintyOf(other) is None
+
+
+@pytest.mark.parametrize("hardened", [False, True])
+def test_a_result_follows_a_volume_that_was_moved_while_it_was_made(a_scan, tmp_path, hardened):
+    import slicer
+    import vtk
+
+    from KnowledgeTransferLib.learning.volume import read_image, write_annotation
+    from KnowledgeTransferLib.records.labels import Labels
+    from KnowledgeTransferSlicer import SceneIO
+
+    volume = a_scan(GEOMETRIES["oblique"], UNDER["a tilt"])
+    SceneIO.exportVolume(volume, tmp_path / "scan.nrrd")
+    there, image = SceneIO.placeOf(volume), read_image(tmp_path / "scan.nrrd")
+    array = (image.array[0] == 50).astype(np.uint8)
+    write_annotation(tmp_path / "a.seg.nrrd", array, image.affine, Labels.from_names({1: "organ"}))
+    shift = vtk.vtkMatrix4x4()
+    for axis, mm in enumerate((30.0, -12.0, 7.0)):
+        shift.SetElement(axis, 3, mm)
+    if hardened:
+        volume.HardenTransform()
+        volume.ApplyTransformMatrix(shift)
+    else:
+        moved = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+        moved.SetMatrixTransformToParent(shift)
+        volume.SetAndObserveTransformNodeID(moved.GetID())
+    node = SceneIO.loadSegmentation(tmp_path / "a.seg.nrrd", volume, "result", there)
+    wanted = points_of(slicer.util.arrayFromVolume(volume) == 50, SceneIO.worldMatrix(volume))
+    assert near(places_of_segment(node, "organ"), wanted)
+
+
+def test_volumes_are_counted_once_for_a_layer_and_forgotten_with_an_edit(a_scan):
+    import gc
+
+    import slicer
+
+    from KnowledgeTransferSlicer import SceneIO
+
+    volume = a_scan(affine())
+    one, two = np.zeros((2, 9, 12, 14), bool)
+    one[1:3, 2:5, 2:6], two[5:7, 6:9, 7:9] = True, True
+    node = drawn_on(volume, {"one": one, "two": two})
+    voxel_ml = abs(np.linalg.det(SceneIO.worldMatrix(volume)[:3, :3])) / 1000
+    counted = SceneIO.volumesMl(node)
+    assert counted == pytest.approx({"one": one.sum() * voxel_ml, "two": two.sum() * voxel_ml})
+    SceneIO.setVolumesMl(node, {"one": 7.0, "two": 8.0})
+    assert SceneIO.volumesMl(node) == {"one": 7.0, "two": 8.0}
+    node.GetSegmentation().GetNthSegment(0).SetName("renamed")
+    assert SceneIO.volumesMl(node).keys() == {"renamed", "two"}
+    SceneIO.setVolumesMl(node, {"renamed": 7.0, "two": 8.0})
+    deleted, seen = [], node.GetSegmentation()
+    seen.AddObserver("DeleteEvent", lambda *_: deleted.append(True))
+    del node, seen
+    slicer.mrmlScene.Clear(0)
+    gc.collect()
+    assert deleted, "a closed scene leaves nothing in memory"
+
+
+def test_volumes_that_came_with_a_scene_are_forgotten_when_edits_may_have_gone_unseen(a_scan):
+    from KnowledgeTransferSlicer import SceneIO
+
+    volume = a_scan(affine())
+    mask = np.ones((9, 12, 14), bool)
+    node = drawn_on(volume, {"one": mask})
+    node.SetAttribute(SceneIO.VOLUMES, '{"one": 7.0}')  # as a scene brings it
+    SceneIO.watchImported(trusted=True)
+    assert SceneIO.volumesMl(node) == {"one": 7.0}
+    node.GetSegmentation().GetNthSegment(0).SetName("renamed")
+    assert SceneIO.volumesMl(node).keys() == {"renamed"}
+    node.SetAttribute(SceneIO.VOLUMES, '{"one": 7.0}')
+    SceneIO.watchImported(trusted=False)
+    assert SceneIO.volumesMl(node).keys() == {"renamed"}
+
+
 def test_file_names_are_made_of_node_names_without_clashes(a_scan):
     from KnowledgeTransferSlicer import SceneIO
 

@@ -1,5 +1,6 @@
 """SegmentTab: a student is chosen and segments; the result is shown, measured and compared."""
 
+import numpy as np
 import pytest
 
 
@@ -39,6 +40,8 @@ def test_a_volume_is_segmented_by_the_press_of_a_button(tab, a_scan, wait_until)
 
 
 def test_two_results_are_compared(tab, a_scan, wait_until):
+    import slicer
+
     ui, panel = tab.ui, tab.panel
     ui.segmentVolumesSelector.check(a_scan)
     for _ in range(2):
@@ -47,11 +50,22 @@ def test_two_results_are_compared(tab, a_scan, wait_until):
     result = ui.resultSelector.currentNode()
     ui.compareSelector.setCurrentNode(result)
     assert not ui.compareButton.enabled  # with itself
-    ui.compareSelector.setCurrentNode(next(n for n in ui.compareSelector.nodes() if n is not result))
+    others = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    ui.compareSelector.setCurrentNode(next(n for n in others if n is not result))
     ui.compareButton.click()
     wait_until(lambda: not panel.status.job.running, 60)
     rows = {row[0]: row[1:] for row in cells(ui.volumesTable)}
     assert rows["liver"][1:] == ["1.000", "0.00"]
+    panel.enter()
+    assert "1.000" in {cell for row in cells(ui.volumesTable) for cell in row}, "nothing was edited"
+    segment = result.GetSegmentation().GetSegmentIdBySegmentName("liver")
+    before = {row[0]: row[1] for row in cells(ui.volumesTable)}
+    array = slicer.util.arrayFromSegmentBinaryLabelmap(result, segment, a_scan)
+    array[np.nonzero(array)[0].min()] = 0
+    slicer.util.updateSegmentBinaryLabelmapFromArray(array, result, segment, a_scan)
+    panel.enter()
+    after = {row[0]: row[1:] for row in cells(ui.volumesTable)}
+    assert float(after["liver"][0]) < float(before["liver"]) and after["liver"][1:] == ["", ""]
 
 
 def test_a_folder_is_segmented_into_a_folder(tab, a_foreign_cohort, tmp_path, wait_until):

@@ -85,7 +85,7 @@ def test_check_marks_survive_other_nodes_and_go_with_their_own(checkable, a_volu
 
     a_scene.RemoveNode(one)
 
-    assert checkable.checkedNodes() == () and checkable.nodes() == [two]
+    assert checkable.checkedNodes() == () and checkable.uncheckedNodes() == (two,)
 
 
 def test_a_node_combo_box_lists_its_classes_and_forgets_what_is_gone(a_scene, a_volume):

@@ -121,18 +121,18 @@ class qMRMLNodeComboBox(QWidget):
             return False
         return any(node.IsA(t) if self.showChildNodeTypes else node.GetClassName() == t for t in self.nodeTypes)
 
-    def nodes(self):
+    def _nodes(self):
         if self._scene is None:
             return []
         every = (self._scene.GetNthNode(index) for index in range(self._scene.GetNumberOfNodes()))
         return [node for node in every if self._accepts(node)]
 
     def nodeCount(self):
-        return len(self.nodes())
+        return len(self._nodes())
 
     def _list_nodes(self):
         """Qt's own combo box would choose the first node; the real widget, like this one, chooses none."""
-        nodes, wanted = self.nodes(), self._current
+        nodes, wanted = self._nodes(), self._current
         self._listing = True
         self._combo.clear()
         if self.noneEnabled:
@@ -183,7 +183,7 @@ class qMRMLNodeComboBox(QWidget):
         self.setCurrentNode(node_id or None)
 
     def setCurrentNodeIndex(self, index):
-        nodes = self.nodes()
+        nodes = self._nodes()
         self.setCurrentNode(nodes[index] if 0 <= index < len(nodes) else None)
 
     currentNodeID = Property(str, lambda self: self._current.GetID() if self._current else "", setCurrentNodeID)
@@ -240,7 +240,7 @@ class qMRMLCheckableNodeComboBox(qMRMLNodeComboBox):
         return item
 
     def _list_nodes(self):
-        listed = {node.GetID() for node in self.nodes()}
+        listed = {node.GetID() for node in self._nodes()}
         self._states = {node_id: state for node_id, state in self._states.items() if node_id in listed}
         super()._list_nodes()
 
@@ -269,10 +269,10 @@ class qMRMLCheckableNodeComboBox(qMRMLNodeComboBox):
         self._list_nodes()
 
     def checkedNodes(self):
-        return tuple(node for node in self.nodes() if self.checkState(node) == Qt.CheckState.Checked)
+        return tuple(node for node in self._nodes() if self.checkState(node) == Qt.CheckState.Checked)
 
     def uncheckedNodes(self):
-        return tuple(node for node in self.nodes() if self.checkState(node) == Qt.CheckState.Unchecked)
+        return tuple(node for node in self._nodes() if self.checkState(node) == Qt.CheckState.Unchecked)
 
     def allChecked(self):
         return not self.uncheckedNodes()
