@@ -29,7 +29,7 @@ from .predictor import predict
 
 CHECKPOINT_EVERY_S = 60
 WARM_UP_SHARE = 0.2  # of the one-cycle schedule (Smith & Topin 2018, arXiv:1708.07120)
-LATE_SHARE = 0.75  # of the training: from here on the rate is low, and what the held-out patients say is no accident
+LATE_SHARE = 0.75  # of the training: from here on the rate is low, and one network differs little from the next
 OVERRUN = 1.1  # a time budget may be exceeded by a tenth before the training is ended early
 
 
@@ -207,8 +207,9 @@ def end_epoch(training: Training, progress: Progress) -> bool:
 def _is_better(training: Training, dice: float, epoch: int) -> bool:
     """Whether the network of this epoch takes the place of the one that is kept.
 
-    The best of those late in the training, where the held-out patients are few and earlier ones do well by chance; the
-    latest, should the training end before. With patience, which may end it at any time, the best of all.
+    The best of those late in the training is kept: the held-out patients are few, and an earlier one may do well on
+    them by chance. Should the training end before, it is the latest; with patience, which may end it at any time, the
+    best of all.
     """
     state, settings = training.state, training.settings
     late = 1 if settings.patience_epochs else LATE_SHARE * settings.epochs
