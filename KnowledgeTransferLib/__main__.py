@@ -39,9 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _arguments() -> list[str]:
-    """Those of the command line; the Slicer module gives them by the environment, once and not to what this starts."""
-    given = os.environ.pop("KT_ARGUMENTS", None)
-    return json.loads(given) if given else sys.argv[1:]
+    """Those of the command line; without any, what the Slicer module gave by the environment, to this process alone."""
+    given = os.environ.pop("KT_ARGUMENTS", "[]")
+    return sys.argv[1:] or json.loads(given)
 
 
 def _carry_out(options: argparse.Namespace, listener: Listener, steps: dict) -> int:

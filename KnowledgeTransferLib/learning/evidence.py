@@ -11,6 +11,7 @@ import torch
 
 from ..records.cohort import Case, Cohort
 from ..records.labels import Labels
+from ..records.progress import FAILURES
 from .preprocessing import Preprocessing
 from .segments import plain_name
 from .volume import Volume, read_annotation, read_image
@@ -78,7 +79,7 @@ def volumes_of(cases: Sequence[Case], preprocessing: Preprocessing) -> Iterator[
         try:
             volume = read_image(case.images, case.id)
             preprocessing.check(volume)
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        except FAILURES as error:
             wrong = error
         else:
             count += 1

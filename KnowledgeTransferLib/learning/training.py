@@ -147,12 +147,13 @@ def train_step(training: Training, batch: Batch, began: float) -> None:
     _average_gradients(training)
     parts = [list(module.parameters()) for module in (training.network, training.loss)]
     norms = [nn.utils.clip_grad_norm_(part, 1.0) for part in parts if part]  # each alone: Fabric clips them together
-    if not all(math.isfinite(number) for number in (float(loss.detach()), *map(float, norms))):
+    value = float(loss.detach())
+    if not all(map(math.isfinite, (value, *map(float, norms)))):
         raise ValueError(
             f"the loss is no number any more at step {state.step}; try a lower --learning-rate, or 32-true"
         )
     training.optimizer.step()
-    state.loss_sum += float(loss.detach())
+    state.loss_sum += value
 
 
 def augmented_target(training: Training, batch: Batch) -> Target:
@@ -221,7 +222,7 @@ def _look_at_start(training: Training, progress: Progress) -> None:
     """What is fine-tuned is kept as long as the held-out patients show no better network."""
     dice = training.fabric.broadcast(held_out_dice(training))
     _keep(training, dice, 0)
-    progress.message(f"before fine-tuning, the mean Dice of the held-out patients is {dice:.3f}")
+    progress.message(f"before fine-tuning, the Dice of the held-out patients is {dice:.3f}")
 
 
 def _keep(training: Training, dice: float, epoch: int) -> None:

@@ -21,11 +21,15 @@ def stop_signal() -> threading.Event:
     return _stop
 
 
+# What is in the way of one case, while the others go on; torch tells of too little memory by a RuntimeError.
+FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
+
+
 class Cancelled(Exception):
     """The user asked the step to stop. What was done is kept; the same command goes on from there."""
 
 
-EXPECTED = (ValueError, OSError, RuntimeError, MemoryError, Cancelled)
+EXPECTED = (*FAILURES, Cancelled)
 
 
 class Progress:

@@ -22,7 +22,7 @@ except ImportError:  # Windows
     import msvcrt
 
 PARTIAL = ".partial-"
-ASIDE = "-old-"
+ASIDE = ".aside-"  # of a folder that another one replaces just now
 LONGEST_NAME = 200  # characters; file systems allow about 255
 LEAST_FREE_BYTES = 1 << 16  # with less the disk counts as full
 FILE_CLOCK_LAG_S = 0.05  # a file's time may lie so much before the moment at which it was written
@@ -161,10 +161,9 @@ class RunDirectory:
     def _forget_stale_files(self) -> None:
         """Remove half-written files of a killed process, and a cancel file that is older than the command."""
         for folder in (self.path, self.pseudo_annotations, self.probabilities, self.uncertainty, self.prepared):
-            for old in folder.glob(f"{PARTIAL}*{ASIDE}*"):  # killed while the new one took its place
-                path = old.with_name(old.name.split(ASIDE, 1)[1])
-                if not path.exists():
-                    old.rename(path)
+            for old in folder.glob(f"{ASIDE}*"):  # killed while the new one took its place
+                path = old.with_name(old.name.removeprefix(ASIDE))
+                shutil.rmtree(old) if path.exists() else old.rename(path)
             for partial in folder.glob(f"{PARTIAL}*"):
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         with contextlib.suppress(FileNotFoundError):
@@ -195,14 +194,15 @@ def written_whole(path: Path | str):
 
 def _replace_folder(temporary: Path, path: Path) -> None:
     """The old folder is moved aside first, and comes back where the new one cannot take its place."""
-    aside = path.with_name(f"{PARTIAL}{os.getpid()}{ASIDE}{path.name}")
+    aside = path.with_name(f"{ASIDE}{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)  # what an earlier time could not remove
     _replace(path, aside)
     try:
         _replace(temporary, path)
     except OSError:
         _replace(aside, path)
         raise
-    shutil.rmtree(aside, ignore_errors=True)  # on Windows a file of it may still be open; the next step removes it
+    shutil.rmtree(aside, ignore_errors=True)  # on Windows a file of it may still be open; the next time removes it
 
 
 def _replace(temporary: Path, path: Path) -> None:

@@ -13,12 +13,12 @@ from ..learning.memory import check_probabilities_fit
 from ..learning.predictor import pick_device
 from ..learning.pseudo_annotation import PseudoAnnotation, pseudo_annotation
 from ..learning.student import How, Student
-from ..learning.teachers import FAILURES, Ensemble, Opinion, absolute, kind_of, remember_trust
+from ..learning.teachers import Ensemble, Opinion, absolute, kind_of, remember_trust
 from ..learning.volume import Volume, read_image, write_annotation, write_image, write_probabilities
 from ..records.bundle import sha256
 from ..records.cohort import Case, Cohort, read_cohort
 from ..records.labels import Labels
-from ..records.progress import Listener, Progress
+from ..records.progress import FAILURES, Listener, Progress
 from ..records.run_directory import RunDirectory, read_json, write_json
 from ..records.settings import AnnotateSettings, differences, read_settings, write_settings
 
@@ -160,12 +160,13 @@ def _annotate_cases(job: _Job, cohort: Cohort, ensemble: Ensemble) -> None:
     todo = [case for case in cohort.cases if not _is_done(job, case)]
     stage = job.progress.stage("annotate", len(cohort.cases), len(cohort.cases) - len(todo))
     writing: list[tuple[Case, Future]] = []
-    count = at_once(cohort.cases) if not job.settings.most_bytes and ensemble.opens_beside() else 1
+    count = 1 if job.settings.most_bytes else at_once(cohort.cases)
+    side_by_side = count > 1 and ensemble.opens_beside()
 
     def look(case: Case) -> _Look:
         volume = read_image(case.images, case.id)
         prepared = ensemble.prepare(volume)
-        beside = count > 1 and ensemble.goes_beside(prepared)
+        beside = side_by_side and ensemble.goes_beside(prepared)
         return _Look(volume, prepared, _judged(job, ensemble, volume, prepared) if beside else None)
 
     with ThreadPoolExecutor(1, "write") as thread:

@@ -31,12 +31,10 @@ from ..records import bundle
 from ..records.cohort import Cohort, read_cohort
 from ..records.labels import Labels
 from ..records.losses import check_losses
-from ..records.progress import Listener, Progress
+from ..records.progress import FAILURES, Listener, Progress
 from ..records.run_directory import RunDirectory, read_json, write_json
 from ..records.settings import NONE, DistilSettings, checked, differences, read_settings, write_settings
 from ..records.students import design_named
-
-CASE_FAILURES = (ValueError, OSError, RuntimeError, MemoryError)  # torch tells a failed allocation as a RuntimeError
 
 
 def distil(
@@ -176,7 +174,7 @@ def _prepare(run: RunDirectory, cohort: Cohort, settings: DistilSettings, progre
             volume, annotation = reading.result()
             image, target = on_grid(volume, annotation, labels, preprocessing)
             weights = voxel_weights(item, volume, preprocessing, settings)
-        except CASE_FAILURES as error:  # such as a single slice among volumes
+        except FAILURES as error:  # such as a single slice among volumes
             progress.problem(item.case.id, error)
         else:
             prepared.write(number, image, target, settings.seed, weights)
@@ -202,7 +200,7 @@ def _fingerprints(cases: list[TrainingCase], labels: Labels, progress: Progress)
         try:
             volume, target = reading.result()
             found.append((item, fingerprint(volume, target[0] if len(target) == 1 else target.argmax(0))))
-        except CASE_FAILURES as error:
+        except FAILURES as error:
             progress.problem(item.case.id, error)
         stage.advance(text=item.case.id)
     found = _with_usual_channels(found, progress)
@@ -276,7 +274,7 @@ def _learn(run: RunDirectory, fabric, progress: Progress) -> dict:
     state = training.state
     if not state.best_epoch:
         progress.warning(
-            f"fine-tuning made the student no better on the held-out patients (mean Dice {state.best_dice:.3f}): it "
+            f"fine-tuning made the student no better on the held-out patients (Dice {state.best_dice:.3f}): it "
             "keeps the weights that it started from. More annotated patients, or a lower --learning-rate, may help"
         )
     student.network.load_state_dict(state.best_network)
@@ -303,7 +301,7 @@ def _untrained(run: RunDirectory, settings: DistilSettings, preprocessing: Prepr
 
 def _card(taught_by: str, settings: DistilSettings, state, cases: tuple[list, list]) -> dict:
     share = "the same" if cases[0] == cases[1] else f"{len(cases[1])} held-out"
-    figures = {f"mean Dice with the annotations it learns from, on {share} images": round(state.best_dice, 4)}
+    figures = {f"Dice with the annotations it learns from, over {share} images": round(state.best_dice, 4)}
     hidden = ("start_from", "live_teacher", "reasons")
     known = {k: v for k, v in asdict(settings).items() if k not in hidden}
     return {

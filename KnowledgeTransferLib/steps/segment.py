@@ -27,7 +27,7 @@ from ..records.cohort import (
     write_names,
 )
 from ..records.labels import Labels
-from ..records.progress import Listener, Progress
+from ..records.progress import FAILURES, Listener, Progress
 from ..records.run_directory import RunDirectory, check_writable, read_json
 
 FORMATS = (SEGMENTATION, ".nii.gz", ".nii", ".nrrd", ".mha", ".png")
@@ -141,10 +141,11 @@ def _segment_cases(student: Student, job: _Job) -> dict[str, str]:
                 write_names(job.names.parent, student.labels)
         stage.advance(text=case.id)
 
-    count = at_once(job.cases) if not student.how.most_bytes and student.opens_beside() else 1
+    count = 1 if student.how.most_bytes else at_once(job.cases)
+    side_by_side = count > 1 and student.opens_beside()
     with ThreadPoolExecutor(1) as writer:  # writes one case while the next is segmented
         before = None
-        for case, looking in ahead(lambda case: _look(student, case, count > 1), todo, count):
+        for case, looking in ahead(lambda case: _look(student, case, side_by_side), todo, count):
             if before and job.progress.stop_asked():
                 finish(*before)  # stops here
             now = case, _segment_case(student, job, case, looking, writer)
@@ -174,7 +175,7 @@ def _segment_case(
     try:
         prepared, decision = looking.result()
         decision = student.decide(prepared) if decision is None else decision
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+    except FAILURES as error:
         job.progress.problem(case.id, error)
         return None
     return writer.submit(_write, job.targets[case.id], decision, prepared.affine, student.labels)

@@ -36,7 +36,8 @@ HEADING = (
     "busi and la_heart_lge_mri name none, so that there every image or group of near-duplicates, and every scan, counts "
     "as a patient, and two of one patient may lie on both sides of a split. "
     "`test` was only evaluated, after everything was trained; designs and settings were chosen on `teacher` and "
-    "`transferal`. Brackets: 95 % bootstrap interval over patients. p: Wilcoxon's signed-rank test over patients. "
+    "`transferal`. Brackets: 95 % bootstrap interval over patients and, where there are several, seeds. p: Wilcoxon's signed-rank test "
+    "over patients. "
     "Training times include whatever else the machine did."
 )
 

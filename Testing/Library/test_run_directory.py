@@ -82,7 +82,7 @@ def test_a_folder_whose_new_one_cannot_take_its_place_stays(tmp_path, monkeypatc
     rename = os.replace
 
     def busy(source, target):
-        if Path(source).name.endswith("-student") and Path(target) == old and "-old-" not in Path(source).name:
+        if Path(source).name.startswith(".partial-") and Path(target) == old:
             raise PermissionError("is open")
         rename(source, target)
 
@@ -102,12 +102,14 @@ def test_a_folder_whose_new_one_cannot_take_its_place_stays(tmp_path, monkeypatc
 
 def test_a_folder_that_was_moved_aside_when_the_process_was_killed_comes_back(tmp_path):
     run = RunDirectory(tmp_path).create()
-    aside = tmp_path / ".partial-1-old-student"
+    (tmp_path / ".partial-1-my-old-scan.nii.gz").write_text("half")
+    aside = tmp_path / ".aside-student"
     aside.mkdir()
     (aside / "weights").write_text("old")
     with run.locked():
         assert (run.student / "weights").read_text() == "old"
     assert not aside.exists()
+    assert not list(tmp_path.glob("*scan.nii.gz")), "half of a file is nothing that comes back"
 
 
 def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):

@@ -87,7 +87,11 @@ def test_the_model_card_of_the_chosen_student_is_shown_and_recent_ones_are_liste
     from KnowledgeTransferSlicer.SegmentTab import RECENT
 
     shown = tab.ui.modelCardText.plainText
-    assert shown.startswith("Segments liver") and "It learnt from" in shown[:300] and "mean Dice" in shown[:500]
+    assert (
+        shown.startswith("Segments liver")
+        and "It learnt from" in shown[:300]
+        and "Dice with the annotations" in shown[:500]
+    )
     other = shutil.copytree(a_teacher, tmp_path / "other run" / "student")
     tab.choose(str(other))
     assert [tab.ui.bundleSelector.itemText(i) for i in range(2)] == ["other run", a_teacher.parent.name]

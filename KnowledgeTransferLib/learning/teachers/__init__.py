@@ -13,7 +13,7 @@ from ...records import trust
 from .annotations import AnnotationsOnDisk
 from .auto3dseg import Auto3DSeg
 from .certainty import confidence_of, uncertainty_of
-from .ensemble import FAILURES, Ensemble, Opinion
+from .ensemble import Ensemble, Opinion
 from .exported import Onnx, TorchExport, TorchScript
 from .monai_bundle import MonaiBundle
 from .nnunet import NnUnet
@@ -22,7 +22,7 @@ from .teacher import Teacher
 from .total_segmentator import TotalSegmentatorTask
 
 __all__ = [
-    "FAILURES", "TEACHER_KINDS", "AnnotationsOnDisk", "Auto3DSeg", "Ensemble", "MonaiBundle", "NnUnet", "Onnx",
+    "TEACHER_KINDS", "AnnotationsOnDisk", "Auto3DSeg", "Ensemble", "MonaiBundle", "NnUnet", "Onnx",
     "Opinion", "OwnBundle", "Teacher", "TorchExport", "TorchScript", "TotalSegmentatorTask", "absolute",
     "confidence_of", "kind_of", "remember_trust", "risk_of", "uncertainty_of",
 ]  # fmt: skip

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...records.labels import Labels
+from ...records.progress import FAILURES
 from ...records.structure_names import matches, merged
 from ..student import Prepared, Student
 from ..volume import Volume
 from .combining import Tally, combined
 from .teacher import Teacher
-
-FAILURES = (ValueError, OSError, RuntimeError, MemoryError)  # of one teacher on one case
 
 
 @dataclass(frozen=True)
