@@ -22,6 +22,7 @@ from KnowledgeTransferLib.learning.exporters import EXPORTERS
 from KnowledgeTransferLib.learning.student import load_student, save_student
 from KnowledgeTransferLib.learning.volume import read_annotation, read_image, write_image
 from KnowledgeTransferLib.records import bundle
+from KnowledgeTransferLib.records.run_directory import RunDirectory
 from KnowledgeTransferLib.records.students import STUDENTS
 from KnowledgeTransferLib.steps.export import export
 
@@ -156,6 +157,15 @@ def test_the_student_of_a_run_is_checked_on_the_cohort_of_the_run(command, a_tea
     start = next(event for event in done.events if event["event"] == "start")
     assert done.status == 0 and start["source"] == "the run's own cohort" and start["cases"][0].startswith("A_")
     assert not [event for event in done.events if event["event"] == "warning"]
+
+
+def test_an_export_and_a_step_do_not_work_in_a_run_at_the_same_time(command, a_teacher, tmp_path):
+    """A step that begins in a run removes half-written files there, which those of an export would be."""
+    run = RunDirectory(shutil.copytree(a_teacher.parent, tmp_path / "run"))
+    with run.locked("evaluate"):
+        refused = command("export", run.path, "--to", "torchscript")
+    assert refused.status == 2 and "is in use by the process" in refused.messages
+    assert command("export", run.path, "--to", "torchscript").status == 0
 
 
 def test_a_run_whose_images_went_away_falls_back_to_random_ones(command, a_teacher, tmp_path):
