@@ -83,6 +83,7 @@ def new_training(  # noqa: PLR0913 (what a training is made of)
 ) -> Training:  # fmt: skip
     """A training at its beginning; `cases` are those to learn from and those held out."""
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # NaN into all new memory: costs time, changes nothing
     loss = _new_losses(network, len(cases[0][0].image), settings, teacher)
     parameters = [*network.parameters(), *loss.parameters()]
     optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
