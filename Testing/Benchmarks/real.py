@@ -19,7 +19,7 @@ import numpy as np
 import partial_teachers
 import torch
 from document import Document, origin, parts_asked
-from runs import DATA, ROOT, RUNS, Run, carry_out
+from runs import DATA, ROOT, RUNS, Run, carry_out, to_do
 from timing import median_ms
 from transfer import EXPERIMENTS, NOTES, interval
 
@@ -93,7 +93,7 @@ def ultrasound() -> str:
 def transfer(name: str) -> str:
     """One of the experiments of arXiv:2101.09560."""
     title, runs, table = EXPERIMENTS[name]()
-    failed = carry_out(runs)
+    failed = carry_out(to_do(runs))
     example = runs[-1].text()
     return f"## {title}\n\n{table(failed)}\n\n{NOTES.get(name, '')}Every cell is an ordinary run, such as\n\n```bash\n{example}\n```"
 

@@ -1,4 +1,8 @@
-"""Runs: ordinary runs by the command line, several at a time, each carried out once, as the results on real data need."""
+"""Runs: ordinary runs by the command line, several at a time, each carried out once, as the results on real data need.
+
+What a run measured is kept in the folder measured/ beside this file, case by case. So every table can be computed
+again, and an experiment goes on where it was on another machine too, whose RUNS is empty.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,8 @@ from KnowledgeTransferLib.records.run_directory import read_json, write_json
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("KT_DATA", ROOT.parent / "shared" / "data")).resolve()
 RUNS = Path(os.environ.get("KT_RUNS", ROOT / "real_runs")).resolve()
+MEASURED = Path(__file__).parent / "measured"
+COLUMNS = ("method", "case", "group", "structure", "dice", "empty_in_both")  # of an evaluation, as far as they are kept
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,16 @@ class Run:
 
     def words(self) -> list[list[str]]:
         return [[step, str(self.folder), *map(str, options)] for step, *options in self.commands]
+
+    @property
+    def record(self) -> Path:
+        """The file that keeps what it measured."""
+        return MEASURED / f"{self.name}.json"
+
+    @property
+    def measures(self) -> bool:
+        """Whether it trains a student and evaluates it."""
+        return {"distil", "evaluate"} <= {step for step, *_ in self.commands}
 
     def text(self) -> str:
         """The commands as somebody would type them."""
@@ -82,6 +98,47 @@ def carry_out(runs: list[Run], at_once: int | None = None) -> dict[str, str]:
     return failed
 
 
+def to_do(runs: list[Run]) -> list[Run]:
+    """Those among runs that measure what is not kept yet, and those that these need."""
+    named = {run.name: run for run in runs}
+    needed = [run for run in runs if run.measures and not measured(run)]
+    for run in needed:  # it grows meanwhile
+        needed += [named[name] for name in run.after if named[name] not in needed]
+    return [run for run in runs if run in needed]
+
+
+def keep(run: Run) -> None:
+    """Write the record of a run that is finished."""
+    evaluation, training = (read_json(run.folder / f"{name}.json") for name in ("evaluation", "training"))
+    record = {
+        "commands": run.text().splitlines(), "code": _commit(), "seconds": round(seconds_of(run)),
+        "epoch": training["epoch"], "epochs": training["history"][-1]["epoch"], "methods": list(evaluation["methods"]),
+    }  # fmt: skip
+    cases = [json.dumps([_short(row[column]) for column in COLUMNS]) for row in evaluation["cases"]]
+    run.record.parent.mkdir(parents=True, exist_ok=True)
+    text = f'{json.dumps(record, indent=1)[:-2]},\n "cases": [\n{f",{chr(10)}".join(cases)}\n]}}\n'
+    run.record.write_text(text, encoding="utf-8")
+
+
+def _short(value):
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def measured(run: Run) -> dict | None:
+    """The record of a run, with a row for each method, case and structure; None: not measured by these commands."""
+    if not run.record.is_file():
+        return None
+    record = json.loads(run.record.read_text(encoding="utf-8"))
+    if record["commands"] != run.text().splitlines():
+        return None
+    return {**record, "cases": [dict(zip(COLUMNS, row, strict=True)) for row in record["cases"]]}
+
+
+def _commit() -> str:
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def _carry_out(run: Run, at_once: int) -> str:
     """Why it failed; empty where it did not."""
     record = run.folder / "carried_out.json"
@@ -100,6 +157,8 @@ def _carry_out(run: Run, at_once: int) -> str:
             return f"{command}: {_reason(ended)}"
         known[command] = round(time.monotonic() - began, 1)
         write_json(record, known)
+    if run.measures:
+        keep(run)
     return ""
 
 

@@ -13,12 +13,11 @@ from functools import cache
 from itertools import islice, product
 
 import numpy as np
-from runs import DATA, Run, seconds_of
+from runs import DATA, Run, measured
 
 from KnowledgeTransferLib.learning.metrics import group_means, holm, with_empty_resolved
 from KnowledgeTransferLib.learning.seeds import against, by_seed, mean_of_seeds
 from KnowledgeTransferLib.records.cohort import read_cohort
-from KnowledgeTransferLib.records.run_directory import read_json
 
 HALF_SIZE = ("--spacing-mm", "2", "2", "1")
 PATCHES = (*HALF_SIZE, "--patch-size-voxels", "128", "128", "1")
@@ -205,7 +204,7 @@ def table(columns: tuple[str, ...], rows: dict[tuple, list[Run]], failed: dict, 
 
 def comparison(runs: list[Run]) -> dict:
     """What one row of the table says of runs that differ by their seed alone."""
-    evaluations = [read_json(run.folder / "evaluation.json") for run in runs]
+    evaluations = [measured(run) for run in runs]
     others = [(evaluations[0], name) for name in evaluations[0]["methods"] if name != "student"]
     dice = dice_of_patients([*((evaluation, "student") for evaluation in evaluations), *others])
     found, best = dice[: len(runs)], max(dice[len(runs) :], key=lambda teacher: np.mean(list(teacher.values())))
@@ -215,13 +214,9 @@ def comparison(runs: list[Run]) -> dict:
     share = f"{means[1]['mean'] / means[0]['mean']:.1%}"
     texts = [*map(interval, means), share, signed(compared["seeds"])]
     return {
-        "seeds": len(runs), "epochs": ", ".join(map(epoch_kept, runs)), "text": texts, "p": compared["p"], "minutes": round(sum(map(seconds_of, runs)) / 60, 1),
+        "seeds": len(runs), "epochs": ", ".join(f"{e['epoch']} of {e['epochs']}" for e in evaluations), "text": texts,
+        "p": compared["p"], "minutes": round(sum(e["seconds"] for e in evaluations) / 60, 1),
     }  # fmt: skip
-
-
-def epoch_kept(run: Run) -> str:
-    training = read_json(run.folder / "training.json")
-    return f"{training['epoch']} of {training['history'][-1]['epoch']}"
 
 
 def interval(figure: dict, digits: int = 3) -> str:
