@@ -1,10 +1,12 @@
-"""Choices: which defaults for pseudo-annotations serve a student best, by a study on two data sets.
+"""Choices: which defaults for pseudo-annotations serve a student best, by a study on each of some data sets.
 
 A teacher of split `teacher` annotates `transferal`, students learn from that and are measured on the expert annotations
 of split `teacher`, which no student saw; `test` is not touched.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 from contrastive import described, must
 from runs import DATA, RUNS, Run
@@ -20,21 +22,25 @@ CELLS = {
     "hard labels, voxels below 0.7 left out": {"soft": False, "least_certainty": 0.7},
     "defaults with response": {"losses": {"response": 0.2}},
 }
-SETS = ("scd_lv_myocardium", "hippocampus_mri")
+# Data set -> whose teacher annotates it: teachers of the same hospital, and one of another.
+SETS = {"scd_lv_myocardium": "scd_lv_myocardium", "hippocampus_mri": "hippocampus_mri", "bus_uclm": "busi"}
 
 
-def choices() -> str:
-    """One study for each data set."""
-    studies = {data: _study(data) for data in SETS}
-    must([*(teacher(data, "large") for data in SETS), *studies.values()])
-    titles = {data: f"Defaults for pseudo-annotations: {data} (student small, teacher large)" for data in SETS}
-    return "\n\n".join(described(titles[data], study, "") for data, study in studies.items())
+def choices(data: str) -> str:
+    """The study of one data set."""
+    study = _study(data)
+    must([teacher(SETS[data], "large"), study])
+    title = f"Defaults for pseudo-annotations: {data} (student small, teacher large of {SETS[data]}, Dice on split `teacher`)"
+    return described(title, study, "")
 
 
 def _study(data: str) -> Run:
-    file = RUNS / "choices" / "plan.json"
+    file, taught_by = RUNS / "choices" / "plan.json", teacher(SETS[data], "large")
     write_json(file, {"cells": CELLS})
     cases = ("--cohort", str(DATA / data), "--split", "transferal", "--test-split", "teacher")
-    taught = ("--teacher", teacher(data, "large").student, "--plan", str(file), "--seeds", "3", "--at-once", "2")
+    taught = ("--teacher", taught_by.student, "--plan", str(file), "--seeds", "3", "--at-once", "2")
     command = ("study", *cases, *taught, "--student", "small", *length(data, "transferal"))
-    return Run(f"choices/{data}", (command,), (teacher(data, "large").name,))
+    return Run(f"choices/{data}", (command,), (taught_by.name,))
+
+
+PARTS = {f"choices-{data}": partial(choices, data) for data in SETS}

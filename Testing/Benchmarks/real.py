@@ -107,7 +107,7 @@ PARTS = {
     "ultrasound": ultrasound,
     "partial": partial_knowledge,
     **{name: partial(transfer, name) for name in EXPERIMENTS},
-    "choices": choices.choices,
+    **choices.PARTS,
     **contrastive.PARTS,
 }
 
