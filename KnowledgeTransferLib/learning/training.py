@@ -85,12 +85,24 @@ def new_training(  # noqa: PLR0913 (what a training is made of)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # NaN into all new memory: costs time, changes nothing
     loss = _new_losses(network, len(cases[0][0].image), settings, teacher)
+    network.to(memory_format=_memory_format(network))
     parameters = [*network.parameters(), *loss.parameters()]
     optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
     sampler = Sampler(cases[0], network.classes, settings, fabric.global_rank, fabric.world_size)
     network, optimizer = fabric.setup(network, optimizer)
     loss = fabric.to_device(loss)
     return Training(fabric, network, optimizer, loss, sampler, cases[1], settings, State(), limit_voxels, teacher)
+
+
+def _memory_format(network: nn.Module) -> torch.memory_format:
+    """Channels last where convolutions run faster so: pictures, unless norms other than batch norm want them first.
+
+    Measured on a CPU with bf16, one step beside one with channels first: s1 and s2 0.75, attention-unet, sdu-net and
+    unet 0.8 to 0.9, other U-Nets and ResNets 1; dynunet 1.2, segresnet 1.3, and with three axes up to 1.1.
+    """
+    other_norms = (nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
+    plain = network.dimensions == 2 and not any(isinstance(module, other_norms) for module in network.modules())  # noqa: PLR2004
+    return torch.channels_last if plain else torch.preserve_format
 
 
 def _new_losses(network: nn.Module, channels: int, settings: DistilSettings, teacher: LiveTeacher | None):
