@@ -241,11 +241,13 @@ def _lesions() -> Path:
 
 
 def described(title: str, study: Run, more: str) -> str:
-    return f"## {title}\n\n```bash\n{study.text()}\n```\n\n{_table(_results(study))}\n\n{more}"
+    return f"## {title}\n\n```bash\n{study.text()}\n```\n\n{_table(study)}\n\n{more}"
 
 
-def _table(cells: list[dict]) -> str:
+def _table(study: Run) -> str:
     """The study's own figures: every cell against the first one of its student."""
+    cells, words = _results(study), study.commands[0]
+    only = words[words.index("--student") + 1] if "--student" in words else ""
     head = ("student", "trained with", "Dice", "gain", "seed by seed", "p", "p (Holm)", "effect (d_z)", "ms per step")
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for cell in cells:
@@ -254,7 +256,7 @@ def _table(cells: list[dict]) -> str:
             f"{tests['gain_percent']:+.1f}%", signed(tests["seeds"]), f"{tests['p']:.2g}", f"{tests['p_holm']:.2g}",
             f"{tests['effect']:.2f}",
         ] if tests else [""] * 5  # fmt: skip
-        row = [cell["point"] or "s1", cell["name"], interval(cell["dice"]), *signs, f"{cell['cost']['step_ms']:.0f}"]
+        row = [cell["point"] or only, cell["name"], interval(cell["dice"]), *signs, f"{cell['cost']['step_ms']:.0f}"]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
