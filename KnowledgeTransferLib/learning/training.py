@@ -254,7 +254,7 @@ def held_out_dice(training: Training) -> float:
     both, drawn = np.zeros((2, training.sampler.classes), int)
     for case in training.held_out:
         image = torch.from_numpy(np.asarray(case.image, np.float32))
-        decision = predict(network, image, network.dimensions, training.limit_voxels).argmax(0).numpy()
+        decision = predict(network, image, network.dimensions, training.limit_voxels).max(0).indices.numpy()
         truth = np.asarray(case.target[0] if len(case.target) == 1 else case.target.argmax(0))
         for channel in sorted({*range(1, training.sampler.classes)} - {*case.unknown}):
             a, b = decision == channel, truth == channel
