@@ -28,7 +28,7 @@ class Document:
     def write(self, part: str, text: str) -> None:
         """Put a section in its place."""
         old = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
-        found = re.split(r"<!-- (\w+) -->\n", old)
+        found = re.split(r"<!-- ([\w-]+) -->\n", old)
         sections = {**dict(zip(found[1::2], found[2::2], strict=True)), part: text}
         body = "\n".join(f"<!-- {name} -->\n{sections[name].strip()}\n" for name in self.parts if name in sections)
         write_text(self.file, f"{self.heading}\n\n{body}")
