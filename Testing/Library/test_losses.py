@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from KnowledgeTransferLib.learning.features import Outputs, Shapes, Target, outputs_of, shapes_of
 from KnowledgeTransferLib.learning.losses import LOSSES, WeightedLosses, losses_of
 from KnowledgeTransferLib.learning.losses import voxel_contrastive as voxel_module
-from KnowledgeTransferLib.learning.losses.loss import Head
+from KnowledgeTransferLib.learning.losses.loss import Head, standardised
 from KnowledgeTransferLib.records.losses import USUAL_WEIGHTS, check_losses, weight_of
 from KnowledgeTransferLib.records.settings import DistilSettings
 
@@ -250,6 +250,27 @@ def test_voxel_contrastive_equals_its_formula(name, hardest, monkeypatch):
         scores = [math.exp(anchor @ p / 0.4) for p in positives]
         terms.append(np.mean([-math.log(p / (p + sum(negatives))) for p in scores]))
     assert float(loss(student, teacher, target)) == pytest.approx(np.mean(terms), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(20, 3), (2, 3, 4, 5), (2, 3, 4, 5, 2)], ids=["vectors", "2-D", "3-D"])
+def test_standardised_features_and_their_gradient_are_those_of_batch_norm(shape):
+    features, weights, found = 3 * randoms(1, *shape) + 5, randoms(2, *shape), []
+    features[:, 1] = 7  # nothing to tell voxels apart by
+    for formula in (standardised, lambda maps: F.batch_norm(maps, None, None, training=True)):
+        given = features.clone().requires_grad_()
+        values = formula(given)
+        (values * weights).sum().backward()
+        found.append((values.detach(), given.grad))
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)  # torch rounds where nothing varies
+
+
+@pytest.mark.parametrize("name", ["contrastive", "voxel-contrastive", "structure-contrastive", "feature-mse"])
+def test_a_student_whose_features_are_all_dead_has_finite_gradients(name):
+    loss, student, teacher, target = a_pair(name)
+    dead = with_gradient(Outputs(student.logits, {"encoder1": torch.zeros(3, 3, 4, 4)}))
+    value = loss(dead, teacher, target)
+    value.backward()
+    assert value.isfinite() and dead.features["encoder1"].grad.isfinite().all()
 
 
 def test_feature_mse_equals_its_formula():
