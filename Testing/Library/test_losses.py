@@ -205,6 +205,11 @@ def a_pair(name: str) -> tuple:
     return loss, Outputs(randoms(4, 3, CLASSES, 8, 8), student), Outputs(torch.zeros(1), teacher), target
 
 
+def places_of(classes: torch.Tensor) -> list[torch.Tensor]:
+    """Where each class lies in `(B, *grid)`."""
+    return [(classes.flatten() == name).nonzero()[:, 0] for name in range(CLASSES)]
+
+
 def pooled(features: torch.Tensor) -> np.ndarray:
     """The mean of blocks of 2 x 2."""
     array = features.numpy().astype(float)
@@ -233,7 +238,8 @@ def test_voxel_contrastive_equals_its_formula(name, hardest, monkeypatch):
     bank[1, 2:] = 0  # not filled yet
     loss.bank0.copy_(bank)
     classes = pooled(target.probabilities).argmax(1)
-    images, voxels, drawn = loss._draw(torch.from_numpy(classes).flatten(1), 0)
+    places, drawn = loss._draw(places_of(torch.from_numpy(classes)), 0)
+    images, voxels = places // 16, places % 16
     own = projected(loss.heads[0], student.features["encoder1"]).reshape(3, 5, 16)[images, :, voxels]
     nearest = teacher.features["encoder1"][:, :, 1::2, 1::2].numpy().astype(float)
     other = nearest.reshape(3, 5, 16)[images, :, voxels]
@@ -567,13 +573,23 @@ def test_many_classes_share_the_voxels_that_are_drawn():
 
 def test_each_step_draws_other_voxels_and_the_seed_decides_which():
     loss, other = a_pair("voxel-contrastive")[0], a_pair("voxel-contrastive")[0]
-    classes = BLOCKS.repeat_interleave(8, 1).repeat_interleave(8, 2).flatten(1)
-    first = loss._draw(classes, 0)
-    assert all(torch.equal(a, b) for a, b in zip(first, other._draw(classes, 0), strict=True))
+    places = places_of(BLOCKS.repeat_interleave(8, 1).repeat_interleave(8, 2))
+    first = loss._draw(places, 0)
+    assert all(torch.equal(a, b) for a, b in zip(first, other._draw(places, 0), strict=True))
     loss.steps += 1
     other.seed = 1
     for changed in (loss, other):
-        assert not torch.equal(changed._draw(classes, 0)[1], first[1])
+        assert not torch.equal(changed._draw(places, 0)[0], first[0])
+
+
+def test_both_losses_of_voxels_look_for_the_classes_once(monkeypatch):
+    grids, slow = [], voxel_module._certain_classes
+    monkeypatch.setattr(voxel_module, "_certain_classes", lambda target, grid: grids.append(grid) or slow(target, grid))
+    shapes, target = Shapes(SHAPES, SHAPES, (CLASSES, 8, 8), CLASSES), Target(quarters(8), torch.zeros(1))
+    WeightedLosses({"voxel-contrastive": 1.0, "structure-contrastive": 1.0}, shapes, SETTINGS)(
+        outputs(1), outputs(2), target
+    )
+    assert sorted(grids) == [(2, 2), (4, 4), (8, 8)]
 
 
 # What a run names
