@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from KnowledgeTransferLib.learning.features import Outputs, Shapes, Target, outputs_of, shapes_of
 from KnowledgeTransferLib.learning.losses import LOSSES, WeightedLosses, losses_of
 from KnowledgeTransferLib.learning.losses import voxel_contrastive as voxel_module
-from KnowledgeTransferLib.learning.losses.loss import Head
+from KnowledgeTransferLib.learning.losses.loss import Head, standardised
 from KnowledgeTransferLib.records.losses import USUAL_WEIGHTS, check_losses, weight_of
 from KnowledgeTransferLib.records.settings import DistilSettings
 
@@ -205,6 +205,11 @@ def a_pair(name: str) -> tuple:
     return loss, Outputs(randoms(4, 3, CLASSES, 8, 8), student), Outputs(torch.zeros(1), teacher), target
 
 
+def places_of(classes: torch.Tensor) -> list[torch.Tensor]:
+    """Where each class lies in `(B, *grid)`."""
+    return [(classes.flatten() == name).nonzero()[:, 0] for name in range(CLASSES)]
+
+
 def pooled(features: torch.Tensor) -> np.ndarray:
     """The mean of blocks of 2 x 2."""
     array = features.numpy().astype(float)
@@ -233,7 +238,8 @@ def test_voxel_contrastive_equals_its_formula(name, hardest, monkeypatch):
     bank[1, 2:] = 0  # not filled yet
     loss.bank0.copy_(bank)
     classes = pooled(target.probabilities).argmax(1)
-    images, voxels, drawn = loss._draw(torch.from_numpy(classes).flatten(1), 0)
+    places, drawn = loss._draw(places_of(torch.from_numpy(classes)), 0)
+    images, voxels = places // 16, places % 16
     own = projected(loss.heads[0], student.features["encoder1"]).reshape(3, 5, 16)[images, :, voxels]
     nearest = teacher.features["encoder1"][:, :, 1::2, 1::2].numpy().astype(float)
     other = nearest.reshape(3, 5, 16)[images, :, voxels]
@@ -250,6 +256,27 @@ def test_voxel_contrastive_equals_its_formula(name, hardest, monkeypatch):
         scores = [math.exp(anchor @ p / 0.4) for p in positives]
         terms.append(np.mean([-math.log(p / (p + sum(negatives))) for p in scores]))
     assert float(loss(student, teacher, target)) == pytest.approx(np.mean(terms), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(20, 3), (2, 3, 4, 5), (2, 3, 4, 5, 2)], ids=["vectors", "2-D", "3-D"])
+def test_standardised_features_and_their_gradient_are_those_of_batch_norm(shape):
+    features, weights, found = 3 * randoms(1, *shape) + 5, randoms(2, *shape), []
+    features[:, 1] = 7  # nothing to tell voxels apart by
+    for formula in (standardised, lambda maps: F.batch_norm(maps, None, None, training=True)):
+        given = features.clone().requires_grad_()
+        values = formula(given)
+        (values * weights).sum().backward()
+        found.append((values.detach(), given.grad))
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)  # torch rounds where nothing varies
+
+
+@pytest.mark.parametrize("name", ["contrastive", "voxel-contrastive", "structure-contrastive", "feature-mse"])
+def test_a_student_whose_features_are_all_dead_has_finite_gradients(name):
+    loss, student, teacher, target = a_pair(name)
+    dead = with_gradient(Outputs(student.logits, {"encoder1": torch.zeros(3, 3, 4, 4)}))
+    value = loss(dead, teacher, target)
+    value.backward()
+    assert value.isfinite() and dead.features["encoder1"].grad.isfinite().all()
 
 
 def test_feature_mse_equals_its_formula():
@@ -546,13 +573,23 @@ def test_many_classes_share_the_voxels_that_are_drawn():
 
 def test_each_step_draws_other_voxels_and_the_seed_decides_which():
     loss, other = a_pair("voxel-contrastive")[0], a_pair("voxel-contrastive")[0]
-    classes = BLOCKS.repeat_interleave(8, 1).repeat_interleave(8, 2).flatten(1)
-    first = loss._draw(classes, 0)
-    assert all(torch.equal(a, b) for a, b in zip(first, other._draw(classes, 0), strict=True))
+    places = places_of(BLOCKS.repeat_interleave(8, 1).repeat_interleave(8, 2))
+    first = loss._draw(places, 0)
+    assert all(torch.equal(a, b) for a, b in zip(first, other._draw(places, 0), strict=True))
     loss.steps += 1
     other.seed = 1
     for changed in (loss, other):
-        assert not torch.equal(changed._draw(classes, 0)[1], first[1])
+        assert not torch.equal(changed._draw(places, 0)[0], first[0])
+
+
+def test_both_losses_of_voxels_look_for_the_classes_once(monkeypatch):
+    grids, slow = [], voxel_module._certain_classes
+    monkeypatch.setattr(voxel_module, "_certain_classes", lambda target, grid: grids.append(grid) or slow(target, grid))
+    shapes, target = Shapes(SHAPES, SHAPES, (CLASSES, 8, 8), CLASSES), Target(quarters(8), torch.zeros(1))
+    WeightedLosses({"voxel-contrastive": 1.0, "structure-contrastive": 1.0}, shapes, SETTINGS)(
+        outputs(1), outputs(2), target
+    )
+    assert sorted(grids) == [(2, 2), (4, 4), (8, 8)]
 
 
 # What a run names

@@ -27,6 +27,7 @@ class Contrastive(ProjectedLoss):
         head = self.heads[number]
         on_both = (head.project(own), on_grid(head.mixed(other), own.shape[2:]))
         own, other = (standardised(maps).flatten(1) for maps in on_both)
-        lengths = own.norm(dim=1)[:, None] * other.norm(dim=1)  # dividing the products saves two passes over all maps
-        similarities = own @ other.T / lengths.clamp_min(1e-6) / self.temperature
+        squares, other_squares = (torch.linalg.vecdot(maps, maps).clamp_min(1e-6) for maps in (own, other))
+        lengths = (squares[:, None] * other_squares).sqrt()  # dividing the products saves two passes over all maps
+        similarities = own @ other.T / lengths / self.temperature
         return F.cross_entropy(similarities, torch.arange(len(own), device=own.device))

@@ -10,6 +10,7 @@ from ...records.settings import DistilSettings
 from ..features import Outputs, Shape, Shapes, Target, tap_pairs
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+LEAST_VARIANCE = 1e-5  # what is added to a variance that may be 0
 
 
 class DistillationLoss(nn.Module):
@@ -96,7 +97,28 @@ def standardised(features: torch.Tensor) -> torch.Tensor:
 
     After a ReLU all features point into the same corner; only from their mean on do angles between them tell much.
     """
-    return F.batch_norm(features, None, None, training=True)
+    return _Standardised.apply(features)
+
+
+class _Standardised(torch.autograd.Function):
+    """Batch norm without weights: a few passes over the maps each way, on a CPU half as long as `F.batch_norm`."""
+
+    @staticmethod
+    def forward(ctx, features: torch.Tensor) -> torch.Tensor:
+        axes = [0, *range(2, features.ndim)]
+        centred = features - features.mean(axes, keepdim=True)
+        scale = (centred.square().mean(axes, keepdim=True) + LEAST_VARIANCE).rsqrt()
+        values = centred.mul_(scale)
+        ctx.save_for_backward(values, scale)
+        return values
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        """Without its mean, and without what would only make the values larger (Ioffe & Szegedy, arXiv:1502.03167)."""
+        values, scale = ctx.saved_tensors
+        axes = [0, *range(2, values.ndim)]
+        along = (gradient * values).mean(axes, keepdim=True)
+        return (gradient - gradient.mean(axes, keepdim=True)).addcmul_(values, along, value=-1).mul_(scale)
 
 
 def weighted_mean(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
