@@ -143,15 +143,20 @@ def blocks(shape, steps, margins, limit_voxels: int, box=None) -> Iterator[tuple
         voxels, all_voxels, count = (math.prod(counted) for counted in zip(*(axis[1:] for axis in axes), strict=True))
         return voxels if voxels > limit_voxels else 0, all_voxels, count
 
-    along = []
-    for length, step, margin, ends in zip(shape, steps, margins, box or [(0, n) for n in shape], strict=True):
-        first, last = ends[0] // step * step, -(-ends[1] // step) * step
-        along.append([_parts(range(first, last, edge), length, margin) for edge in _edges(last - first, step)])
-    whole = tuple(axis[0] for axis in along)
-    chosen = min(product(*along), key=cost) if cost(whole)[0] else whole
+    box = box or [(0, n) for n in shape]
+    along = [_divided(*axis) for axis in zip(shape, steps, margins, box, strict=True)]
+    chosen = whole = tuple(next(axis) for axis in along)
+    if cost(whole)[0]:
+        chosen = min(product(*([first, *others] for first, others in zip(whole, along, strict=True))), key=cost)
     for block in product(*(axis[0] for axis in chosen)):
         start, stop, region = zip(*block, strict=True)
         yield start, stop, list(region)
+
+
+def _divided(length: int, step: int, margin: int, ends: tuple[int, int]) -> Iterator[tuple]:
+    """The ways to divide a part of an axis, the one with the largest parts first."""
+    first, last = ends[0] // step * step, -(-ends[1] // step) * step
+    return (_parts(range(first, last, edge), length, margin) for edge in _edges(last - first, step))
 
 
 def _parts(starts: range, length: int, margin: int) -> tuple[list[tuple[int, int, tuple[int, int]]], int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -191,7 +192,8 @@ class Preprocessing:
 
     def size_of(self, volume: Volume, grid: Grid) -> tuple[int, int, int]:
         """Size of the prepared image: the volume's extent at the student's spacing."""
-        spacing = [volume.spacing_mm[a] for a in grid.axes]
+        found = volume.spacing_mm
+        spacing = [found[a] for a in grid.axes]
         along = range(3) if self.dimensions == 3 else range(2)
         size = list(grid.oriented_shape)
         for axis in along:
@@ -218,9 +220,17 @@ def grid_of(volume: Volume) -> Grid:
     """The grid whose axes run closest to right, anterior, superior; pictures are left as they are."""
     if volume.is_picture:
         return Grid(volume.shape, (0, 1, 2), ())
-    orientation = nibabel.io_orientation(volume.affine)  # row per volume axis: RAS axis, direction
+    return Grid(volume.shape, *_orientation(tuple(volume.affine[:3, :3].ravel().tolist())))
+
+
+@functools.lru_cache
+def _orientation(directions: tuple[float, ...]) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """Axes and flipped axes of a Grid; the same for all scans that lie alike, as those of a folder most often do."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(directions, (3, 3))
+    orientation = nibabel.io_orientation(affine)  # row per volume axis: RAS axis, direction
     axes = tuple(int(a) for a in np.argsort(orientation[:, 0]))
-    return Grid(volume.shape, axes, tuple(i for i, a in enumerate(axes) if orientation[a, 1] < 0))
+    return axes, tuple(i for i, a in enumerate(axes) if orientation[a, 1] < 0)
 
 
 def _along_volume(grid: Grid, size: tuple[int, int, int]) -> tuple[Places, ...]:

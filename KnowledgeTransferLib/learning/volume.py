@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import nibabel
 import numpy as np
+from nibabel.openers import ImageOpener
 
 from ..records.labels import Labels
 from ..records.run_directory import written_whole
@@ -245,7 +246,14 @@ def check_geometry(affine: np.ndarray, file: Path) -> None:
 
 
 def _read_nifti(file: Path) -> Volume:
-    image = open_nifti(file)
+    try:
+        with ImageOpener(str(file)) as stream:  # once: nibabel.load opens and decompresses a file three times
+            return _volume_of(nibabel.Nifti1Image.from_stream(stream.fobj), file)
+    except Exception:  # another kind of NIfTI, or none
+        return _volume_of(open_nifti(file), file)
+
+
+def _volume_of(image, file: Path) -> Volume:
     shape = shape_of(image, file)
     array = np.asanyarray(image.dataobj).reshape(shape)
     if array.dtype.names or np.iscomplexobj(array):
@@ -275,7 +283,7 @@ def open_nifti(file: Path):
 
 def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, slope: float | None = None) -> None:
     try:
-        image = nibabel.Nifti1Image(array, affine)
+        image = nibabel.Nifti1Image(array, None)  # set below, the way it is kept
     except nibabel.spatialimages.HeaderDataError as error:  # more than 32767 voxels along an axis
         raise ValueError(f"NIfTI cannot hold {times(array.shape)} voxels ({error}); .nrrd can") from error
     image.header.set_xyzt_units("mm")

@@ -144,12 +144,13 @@ def _winners(maps: np.ndarray, margin: float, type_) -> np.ndarray:
     def decide(part: slice) -> None:
         best = maps[0, part].copy()
         second, lower, winner = np.full_like(best, -np.inf), np.empty_like(best), np.zeros(best.shape, type_)
-        for number, scores in enumerate(maps[1:, part], 1):
+        for number in range(1, len(maps)):
+            scores = np.ascontiguousarray(maps[number, part])  # of padded maps, which are slow to walk through
             np.maximum(second, np.minimum(best, scores, out=lower), out=second)
-            np.maximum(winner, (scores > best).astype(type_) * type_(number), out=winner)
+            np.maximum(winner, (scores > best) * type_(number), out=winner)
             np.maximum(best, scores, out=best)
         best -= second
-        winner |= (best <= margin).astype(type_) * np.iinfo(type_).max
+        winner |= (best <= margin) * type_(np.iinfo(type_).max)
         result[part] = winner
 
     step = max(1, PIECE // max(1, result[0].size))

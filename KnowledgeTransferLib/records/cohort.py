@@ -177,8 +177,8 @@ def images_in(folder: Path) -> dict[str, tuple[Path, ...]]:
 
 def annotation_of(case_id: str, folder: Path) -> Path | None:
     """The file in `folder` that annotates a case, whatever its format; .seg.nrrd before others."""
-    candidates = [folder / f"{case_id}{suffix}" for suffix in (SEGMENTATION, *SUFFIXES)]
-    return next((path for path in candidates if path.is_file()), None)
+    candidates = (folder / f"{case_id}{suffix}" for suffix in (SEGMENTATION, *SUFFIXES))
+    return next((path for path in candidates if path.is_file()), None) if folder.is_dir() else None
 
 
 def _read(path: Path) -> _Found:
