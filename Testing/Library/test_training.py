@@ -247,6 +247,19 @@ def test_a_training_taken_up_from_a_checkpoint_ends_with_the_same_weights(tmp_pa
     assert rows[0] == rows[1]
 
 
+@pytest.mark.parametrize(
+    ("design", "dimensions", "last"),
+    [("s1", 2, True), ("unet", 2, True), ("dynunet", 2, False), ("segresnet", 2, False), ("s1", 3, False)],
+)
+def test_pictures_train_in_channels_last_where_no_norm_is_slower_so(design, dimensions, last):
+    cases = [a_case(n) for n in range(5)]
+    network = build_named_network(design, dimensions, 1, 2)
+    training = new_training(new_fabric("cpu", "32-true"), network, (cases[:4], cases[4:]), SETTINGS, 10**6)
+    inner = next(t for t in training.network.parameters() if t.ndim == dimensions + 2 and min(t.shape[:3]) > 1)
+    assert inner.is_contiguous() != last
+    assert dimensions == 3 or inner.is_contiguous(memory_format=torch.channels_last) == last
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "rubbish", "another network"])
 def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path, damage):
     run, training = RunDirectory(tmp_path), a_training()
