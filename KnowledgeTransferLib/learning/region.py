@@ -41,5 +41,5 @@ def region_of_structures(network, image: torch.Tensor, dimensions: int, limit_vo
 def _ends_of_structures(start, stop, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """First and last (exclusive) voxel in a block at which another class than the background wins."""
     own = (slice(None), *(slice(b - a) for a, b in zip(start, stop, strict=True)))
-    where = maps[own].argmax(0).nonzero() + torch.tensor(start)
+    where = maps[own].max(0).indices.nonzero() + torch.tensor(start)
     return (where.amin(0), where.amax(0) + 1) if len(where) else None

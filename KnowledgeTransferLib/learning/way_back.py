@@ -91,7 +91,7 @@ class WayBack:
             points = [found[n] for n in planes]
             index, weight = corners.of(planes, points)
             maps = F.embedding_bag(index, rows, mode="sum", per_sample_weights=weight)
-            classes = maps.argmax(1).numpy().astype(self.type)
+            classes = maps.max(1).indices.numpy().astype(self.type)
             for n, at, decided in zip(planes, points, np.split(classes, _ends(points)), strict=True):
                 part[n][at] = decided
 
