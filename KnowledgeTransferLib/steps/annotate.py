@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from ..records.bundle import sha256
 from ..records.cohort import Case, Cohort, read_cohort
 from ..records.labels import Labels
 from ..records.progress import FAILURES, Listener, Progress
+from ..records.reviews import read_reviews, write_review
 from ..records.run_directory import RunDirectory, read_json, write_json
 from ..records.settings import AnnotateSettings, differences, read_settings, write_settings
 
@@ -228,6 +230,7 @@ def _keep(job: _Job, case: Case, found: tuple[np.ndarray, PseudoAnnotation] | No
 def _write(job: _Job, case: Case, affine: np.ndarray, found: PseudoAnnotation) -> dict:
     run = job.run
     _refuse_to_replace_correction(job, case)
+    _review_of_another_image(job, case, found.decision, affine)
     measure = {"uncertainty": job.settings.uncertainty_measure} if found.uncertainty is not None else {}
     if found.steps is not None:
         write_probabilities(run.probability_maps(case.id), found.steps, affine)
@@ -268,6 +271,31 @@ def _refuse_to_replace_correction(job: _Job, case: Case) -> None:
             f"{file}: was corrected by hand, for {known['images'][0]}; it stays as it is, and {case.paths[0]} is not "
             "annotated. Move the correction elsewhere, or use another run directory"
         )
+
+
+def _review_of_another_image(job: _Job, case: Case, decision: np.ndarray, affine: np.ndarray) -> None:
+    """What a person said of a case holds for its image alone, not for another one with the same name.
+
+    An image that lies elsewhere now is the same where the teachers say the same of it.
+    """
+    known, correction = job.record["cases"].get(case.id, {}), job.run.corrected_annotation(case.id)
+    if not known or known["images"] == case.paths:
+        return
+    verdict = read_reviews(job.run).get(case.id)
+    if not verdict and not correction.is_file():
+        return
+    with TemporaryDirectory(dir=job.run.path) as folder:
+        file = Path(folder) / job.run.pseudo_annotation(case.id).name
+        write_annotation(file, decision, affine, job.labels)
+        if sha256(file) == known["sha256"]:
+            return
+    if correction.is_file():
+        raise ValueError(
+            f"{correction}: is a correction of {known['images'][0]}, another image; it stays as it is, and "
+            f"{case.paths[0]} is not annotated. Move the correction elsewhere, or use another run directory"
+        )
+    write_review(job.run, case.id, None)
+    job.progress.warning(f"{case.id}: was {verdict} in the review, but as another image; it has to be reviewed again")
 
 
 def _keep_decision(job: _Job, case: Case, decision: np.ndarray, affine: np.ndarray) -> str:

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from KnowledgeTransferLib.learning.phantom import LABELS
+from KnowledgeTransferLib.learning.phantom import LABELS, write_phantom
 from KnowledgeTransferLib.learning.training_cases import training_cases_of
 from KnowledgeTransferLib.learning.volume import read_annotation, read_image, write_annotation
 from KnowledgeTransferLib.records.cohort import Cohort
@@ -124,6 +124,30 @@ def test_an_annotation_of_another_image_with_the_same_id_is_not_shown(run):
         case["images"] = ["/elsewhere/" + case["id"]]
     write_json(run.cohort, cohort)
     assert set(states(run).values()) == {"waiting"}
+
+
+def test_what_a_person_said_of_an_image_is_not_said_of_another_one_with_the_same_name(run, tmp_path):
+    correct(run, "B_003")
+    write_review(run, "B_002", "rejected")
+    correction, pseudo = run.corrected_annotation("B_003").read_bytes(), run.pseudo_annotation("B_003").read_bytes()
+    told = []
+    record = annotate(run, write_phantom(tmp_path / "other", 4, "B", 5, (36, 36, 18)), listener=told.append)
+    assert [problem["case"] for problem in record["problems"]] == ["B_003"]
+    assert "another image; it stays as it is" in record["problems"][0]["message"]
+    assert run.corrected_annotation("B_003").read_bytes() == correction
+    assert run.pseudo_annotation("B_003").read_bytes() == pseudo
+    assert "B_003" not in lessons(run)[0] and "B_002" in lessons(run)[0]
+    assert "B_002: was rejected in the review, but as another image" in str(told) and read_reviews(run) == {}
+    assert not [path for path in run.path.iterdir() if path.name.startswith("tmp")]
+
+
+def test_what_a_person_said_of_an_image_holds_when_it_lies_elsewhere_now(run, a_foreign_cohort, tmp_path):
+    correct(run, "B_003")
+    write_review(run, "B_002", "rejected")
+    record = annotate(run, shutil.copytree(a_foreign_cohort, tmp_path / "moved"))
+    assert record["problems"] == [] and read_reviews(run) == {"B_002": "rejected"}
+    assert states(run)["B_003"] == "corrected" and states(run)["B_002"] == "rejected"
+    assert lessons(run)[0]["B_003"].corrected
 
 
 def test_rejected_cases_are_left_out_and_counted(run):
