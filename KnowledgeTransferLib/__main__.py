@@ -84,7 +84,7 @@ def _annotate(options: argparse.Namespace, listener) -> int:
     if options.run is None:
         raise ValueError("annotate needs a run directory (annotate RUN --cohort PATH --teacher PATH)")
     step = import_module(".steps.annotate", __package__)
-    teachers = dict(_path_and_weight(text) for text in options.teacher)
+    teachers = _each_once("--teacher", map(_path_and_weight, options.teacher))
     asked = _asked(options, AnnotateSettings)
     if options.synonyms:
         asked["synonyms"] = dict(_other_and_name(text) for text in options.synonyms)
@@ -121,7 +121,7 @@ def _how(options: argparse.Namespace):
 
 def _evaluate(options: argparse.Namespace, listener) -> int:
     step = import_module(".steps.evaluate", __package__)
-    methods = dict(_name_and_path(text) for text in options.method)
+    methods = _each_once("--method", map(_name_and_path, options.method))
     _check_cohort_options(options)
     asked = _asked(options, EvaluateSettings)
     result = step.evaluate(options.run, methods=methods or None, trust=options.trust, listener=listener, **asked)
@@ -210,6 +210,15 @@ def _status(problems: list, done: int) -> int:
     return DONE if not problems else SOME_CASES_FAILED if done else REFUSED
 
 
+def _each_once(option: str, pairs) -> dict:
+    found = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{option} {name}: is given twice")
+        found[name] = value
+    return found
+
+
 def _path_and_weight(text: str) -> tuple[str, float | dict[str, float]]:
     """A teacher's path and weight, or path and weight of each structure."""
     path, equals, weight = text.rpartition("=")
@@ -244,7 +253,9 @@ def _listener():
         from .terminal import TerminalListener
 
         return TerminalListener()
-    sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: paths hold letters of any language
+    sys.stdout.reconfigure(
+        encoding="utf-8", errors="backslashreplace"
+    )  # whatever the locale: paths hold letters of any language
     return _print_json
 
 

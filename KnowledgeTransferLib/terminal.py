@@ -68,6 +68,8 @@ class TerminalListener:
         tell(event)
 
     def _description(self, event: dict) -> None:
+        if "template" in event:
+            return self.console.print(f"{escape(event['template'])}: fill it in")
         names = ", ".join(structure["name"] for structure in event["structures"])
         self.console.print(f"{escape(event['path'])}: {event['kind']}; segments {escape(names)}")
         for text in filter(None, (event["hint"], event["card"])):

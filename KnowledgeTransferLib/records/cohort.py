@@ -20,6 +20,7 @@ SUFFIXES = (
 SEGMENTATION = ".seg.nrrd"  # Slicer's own format of segmentations; never an image
 CHANNEL_OF_NNUNET = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 MOST_CHANNELS = 8
+LONGEST_ID = 240  # bytes; file systems allow about 255 for a name with its ending
 SEVERAL_FILES = "|"  # between the files of a case's channels in a table
 
 
@@ -41,6 +42,10 @@ class Case:
     def __post_init__(self):
         if not self.id or self.id in (".", "..") or re.search(r'[/\\:*?"<>|\x00-\x1f]', self.id):
             raise ValueError(f'case id {self.id!r}: ids become file names, so they must not hold / \\ : * ? " < > |')
+        if len(self.id.encode("utf-8", "replace")) > LONGEST_ID:
+            raise ValueError(f"case id {self.id!r}: ids become file names; at most {LONGEST_ID} bytes are allowed")
+        if "\0" in "".join(map(str, (*self.images, self.label))):
+            raise ValueError(f"case {self.id!r}: the name of its image or label holds a zero byte")
         for text in (self.id, *map(str, self.images)):
             if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that Linux allows in a name
                 raise ValueError(f"{text!r}: the name is no valid UTF-8; rename the file or folder")
@@ -91,6 +96,18 @@ class Cohort:
         labels = Labels.from_json(content["structures"]) if content.get("structures") else None
         cases = tuple(_case_from_json(case) for case in content["cases"])
         return cls(cases, labels, content.get("modality", ""), content.get("source", ""))
+
+
+def read_recorded(file: Path) -> Cohort:
+    """The cohort.json of a run.
+
+    Raises:
+        FileNotFoundError, ValueError: missing, or damaged.
+    """
+    try:
+        return Cohort.from_json(read_json(file))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged: it holds no list of cases as a run has it ({error})") from error
 
 
 @dataclass
@@ -314,6 +331,8 @@ def _case_to_json(case: Case) -> dict:
 
 def _case_from_json(content: dict) -> Case:
     label = Path(content["label"]) if content.get("label") else None
+    if not isinstance(content["images"], list):
+        raise TypeError("images is no list")
     images = tuple(Path(p) for p in content["images"])
     return Case(content["id"], images, label, content.get("group", ""), content.get("split", ""))
 

@@ -86,7 +86,7 @@ def _state_or_none(path: Path) -> RunState | None:
         if known is not None and stamp == known_stamp:
             return known
         state = state_of(path)
-    except (OSError, ValueError, TypeError, AttributeError):  # not ours to read, or damaged
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):  # not ours to read, or damaged
         return None
     if state is not None and state.state != "running":
         _ended[path] = stamp, state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,9 +142,11 @@ def _from_dataset(dataset: dict) -> Labels | None:
     names = {}
     for key, entry in entries.items():
         # Medical Decathlon writes {"1": "liver"}, nnU-Net v2 {"liver": 1}; nnU-Net's regions are lists.
-        value, name = (key, entry) if str(key).isdigit() else (entry, key)
-        if not str(value).isdigit() or not isinstance(name, str):
+        value, name = (key, entry) if _is_whole(key) else (entry, key)
+        if not _is_whole(value) or not isinstance(name, str):
             raise ValueError(f"label {key!r}: {entry!r} is not understood; write a value and a name, such as 1: liver")
+        if int(value) in names:
+            raise ValueError(f"the value {int(value)} is used more than once; each structure must have its own")
         names[int(value)] = name
     return Labels.from_names(names)
 
@@ -154,7 +157,7 @@ def _from_color_table(text: str) -> Labels:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        if len(words) < 6 or not words[0].isdigit() or not all(_is_number(w) for w in words[-4:]):
+        if len(words) < 6 or not _is_whole(words[0]) or not all(_is_number(w) for w in words[-4:]):
             raise ValueError(f"line {number}: {line!r} is not 'value name red green blue alpha'")
         if int(words[0]) > 0:
             name = " ".join(words[1:-4]).replace("_", " ")
@@ -162,13 +165,21 @@ def _from_color_table(text: str) -> Labels:
     return Labels(tuple(structures))
 
 
+def _is_whole(value) -> bool:
+    return re.fullmatch("[0-9]+", str(value)) is not None
+
+
 def _is_number(word: str) -> bool:
-    return word.replace(".", "", 1).isdigit()
+    return _is_whole(word.replace(".", "", 1))
 
 
 def _structure_from_json(item: dict) -> Structure:
-    if not isinstance(item, dict) or "name" not in item or not isinstance(item.get("value"), int):
+    if not isinstance(item, dict) or "name" not in item or type(item.get("value")) is not int:
         raise ValueError(f"structure {item!r}: a name and a whole-number value are needed")
+    if not isinstance(item.get("color"), (list, tuple, type(None))):
+        raise ValueError(f"structure {item!r}: its colour is no list of three numbers")
+    if not isinstance(item.get("terminology"), (str, type(None))):
+        raise ValueError(f"structure {item!r}: its terminology is no text")
     return Structure.named(str(item["name"]), item["value"], item.get("color"), item.get("terminology"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cohort import Case, Cohort
+from .cohort import Case, read_recorded
 from .run_directory import RunDirectory, read_json, write_json
 
 FORMAT = 1
@@ -68,7 +68,7 @@ def case_states(run: RunDirectory | Path | str) -> list[CaseState]:
     run = _opened(run)
     if not run.cohort.is_file():
         return []
-    cohort = Cohort.from_json(read_json(run.cohort))
+    cohort = read_recorded(run.cohort)
     record = read_json(run.annotations) if run.annotations.is_file() else {"cases": {}, "problems": []}
     problems = {problem["case"]: problem["message"] for problem in record["problems"]}
     reviews = read_reviews(run)

@@ -23,7 +23,7 @@ except ImportError:  # Windows
 
 PARTIAL = ".partial-"
 ASIDE = ".aside-"  # of a folder that another one replaces just now
-LONGEST_NAME = 200  # characters; file systems allow about 255
+LONGEST_NAME = 200  # bytes; file systems allow about 255
 LEAST_FREE_BYTES = 1 << 16  # with less the disk counts as full
 FILE_CLOCK_LAG_S = 0.05  # a file's time may lie so much before the moment at which it was written
 LOCK_PATIENCE_S = 1.0  # who only looks whether a run is held holds its lock for a moment
@@ -176,7 +176,7 @@ def written_whole(path: Path | str):
     """Give a temporary path beside `path`; it takes the place of `path` only when the block ends without error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name[-LONGEST_NAME:]}")  # its end tells the format
+    temporary = path.with_name(f"{PARTIAL}{os.getpid()}-{_end_of(path.name)}")  # its end tells the format
     try:
         with told_when_full(path):
             yield temporary
@@ -192,9 +192,14 @@ def written_whole(path: Path | str):
             temporary.unlink(missing_ok=True)
 
 
+def _end_of(name: str) -> str:
+    """The last LONGEST_NAME bytes of a name, so that there is room for more before it."""
+    return os.fsencode(name)[-LONGEST_NAME:].decode("utf-8", "ignore")
+
+
 def _replace_folder(temporary: Path, path: Path) -> None:
     """The old folder is moved aside first, and comes back where the new one cannot take its place."""
-    aside = path.with_name(f"{ASIDE}{path.name}")
+    aside = path.with_name(f"{ASIDE}{_end_of(path.name)}")
     shutil.rmtree(aside, ignore_errors=True)  # what an earlier time could not remove
     _replace(path, aside)
     try:
@@ -285,7 +290,7 @@ def read_json(path: Path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 

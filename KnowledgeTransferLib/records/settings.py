@@ -13,6 +13,7 @@ FORMAT = 1
 NONE = "none"  # asked for in place of a value: takes back what an earlier start asked for
 SHARE = (0.0, 1.0)
 AT_LEAST_ONE = (1, math.inf)
+SEEDS = (0, 2**63 - 1)
 NOT_NEGATIVE = (0, math.inf)
 
 
@@ -120,7 +121,7 @@ class DistilSettings:
     )  # fmt: skip
     response_temperature: float = _option(4.0, "temperature of the loss response", limits=(1e-3, 1e3))
     contrastive_temperature: float = _option(0.4, "temperature of the contrastive losses", limits=(1e-3, 1e3))
-    seed: int = _option(0, "seed of everything random", limits=NOT_NEGATIVE)
+    seed: int = _option(0, "seed of everything random", limits=SEEDS)
     device: str = _option("auto", "where the training runs", ("auto", "cuda", "mps", "cpu"))
     precision: str | None = _option(None, "arithmetic of Lightning Fabric", ("32-true", "bf16-mixed"))
     reasons: dict = _option({}, "why each automatic choice was made")
@@ -136,7 +137,7 @@ class EvaluateSettings:
     split: str | None = _option(None, "only the cases of this split")
     tolerance_mm: float = _option(1.0, "surfaces no farther apart agree for the surface Dice", limits=NOT_NEGATIVE)
     device: str = _option("auto", "where students run", ("auto", "cuda", "mps", "cpu"))
-    seed: int = _option(0, "seed of the bootstrap", limits=NOT_NEGATIVE)
+    seed: int = _option(0, "seed of the bootstrap", limits=SEEDS)
 
 
 STEPS = {"annotate": AnnotateSettings, "distil": DistilSettings, "evaluate": EvaluateSettings}

@@ -17,7 +17,7 @@ from ..learning.student import How, Student
 from ..learning.teachers import Ensemble, Opinion, absolute, kind_of, remember_trust
 from ..learning.volume import Volume, read_image, write_annotation, write_image, write_probabilities
 from ..records.bundle import sha256
-from ..records.cohort import Case, Cohort, read_cohort
+from ..records.cohort import Case, Cohort, read_cohort, read_recorded
 from ..records.labels import Labels
 from ..records.progress import FAILURES, Listener, Progress
 from ..records.reviews import read_reviews, write_review
@@ -136,7 +136,7 @@ def _cohort(run: RunDirectory, cohort: Cohort | Path | str | None) -> Cohort:
         return read_cohort(cohort)
     if not run.cohort.is_file():
         raise ValueError(f"{run.path}: has no cohort yet; name one (--cohort PATH)")
-    return Cohort.from_json(read_json(run.cohort))
+    return read_recorded(run.cohort)
 
 
 def _record(run: RunDirectory, settings: AnnotateSettings, labels: Labels) -> dict:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..learning.metrics import measure
 from ..learning.segments import labels_of_segmentation
-from ..learning.volume import Volume, check_same_geometry, read_label_map, volumes_ml
+from ..learning.volume import Volume, check_same_geometry, laid_like, read_label_map, volumes_ml
 from ..records.cohort import is_segmentation
 from ..records.labels import Labels, read_labels
 from ..records.progress import Listener, Progress
@@ -29,7 +29,8 @@ def compare(segmentation: Path | str, reference: Path | str, *, listener: Listen
     """
     files = Path(segmentation).absolute(), Path(reference).absolute()
     with Progress("compare", listener) as progress:
-        maps = [read_label_map(file) for file in files]
+        first, second = (read_label_map(file) for file in files)
+        maps = [laid_like(first, second), second]  # as Slicer turns a left-handed NIfTI
         check_same_geometry(*maps, *files)
         labels = [_labels_of(file, map_) for file, map_ in zip(files, maps, strict=True)]
         structures = _structures(maps, labels, files)

@@ -28,7 +28,7 @@ from ..learning.training_cases import (
 )
 from ..learning.voxel_weights import voxel_weights
 from ..records import bundle
-from ..records.cohort import Cohort, read_cohort
+from ..records.cohort import Cohort, read_cohort, read_recorded
 from ..records.labels import Labels
 from ..records.losses import check_losses
 from ..records.progress import FAILURES, Listener, Progress
@@ -147,7 +147,7 @@ def _cohort(run: RunDirectory, cohort: Cohort | Path | str | None) -> Cohort:
     if cohort is None and not run.cohort.is_file():
         raise ValueError(f"{run.path}: has no cohort yet; annotate one first, or name one (--cohort PATH)")
     if cohort is None:
-        return Cohort.from_json(read_json(run.cohort))
+        return read_recorded(run.cohort)
     return _opened(cohort)
 
 

@@ -22,10 +22,10 @@ from ..learning.segments import labels_of_folder, labels_of_segmentation
 from ..learning.teachers import absolute, remember_trust
 from ..learning.volume import Volume, read_annotation, read_image, write_annotation
 from ..records.bundle import bundle_in, is_bundle, sha256
-from ..records.cohort import Case, Cohort, annotation_of, read_cohort
+from ..records.cohort import Case, Cohort, annotation_of, read_cohort, read_recorded
 from ..records.labels import Labels
 from ..records.progress import Progress
-from ..records.run_directory import RunDirectory, json_text, read_json, write_json
+from ..records.run_directory import RunDirectory, json_text, write_json
 from ..records.settings import EvaluateSettings, checked, read_settings, write_settings
 from ..records.structure_names import plain_name
 
@@ -334,7 +334,7 @@ def _seen_in_training(job: _Job) -> list[str]:
 def _overlap(job: _Job, home: RunDirectory) -> list[str]:
     whose = "this run's training set" if home.path == job.run.path else f"the training set of {home.path}"
     try:
-        learnt = Cohort.from_json(read_json(home.cohort)).cases
+        learnt = read_recorded(home.cohort).cases
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"it is not known whether cases were also in {whose}: {error}"]
     (same, kin), total = metrics.shared_with(learnt, job.cohort.cases), len(job.cohort.cases)

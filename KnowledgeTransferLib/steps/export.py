@@ -11,9 +11,9 @@ from ..learning.exporters import exporter_named, write_export
 from ..learning.precision_cost import in_words
 from ..learning.student import load_student
 from ..records.bundle import bundle_in
-from ..records.cohort import Cohort, read_cohort
+from ..records.cohort import Cohort, read_cohort, read_recorded
 from ..records.progress import Listener, Progress
-from ..records.run_directory import RunDirectory, read_json, written_whole
+from ..records.run_directory import RunDirectory, written_whole
 
 OWN_COHORT, GIVEN = "the run's own cohort", "those of --check"  # no path: the model card tells it
 
@@ -74,7 +74,7 @@ def _evidence(folder: Path, check: Cohort | Path | str | None) -> Evidence:
     """
     if check is None:
         run = _run_of(folder)
-        return evidence_of(Cohort.from_json(read_json(run.cohort)), OWN_COHORT) if run else Evidence()
+        return evidence_of(read_recorded(run.cohort), OWN_COHORT) if run else Evidence()
     cohort = check if isinstance(check, Cohort) else read_cohort(check)
     evidence = evidence_of(cohort, GIVEN)
     if not evidence.cases:

@@ -240,7 +240,10 @@ def _targets(cases: list[Case], output: Path, format: str | None) -> dict[str, P
 
 def _suffix(case: Case, format: str | None) -> str:
     if format:
-        return "." + format.lstrip(".")
+        suffix = "." + format.lstrip(".")
+        if suffix not in FORMATS:
+            raise ValueError(f"--format {format}: choose one of {', '.join(FORMATS)}")
+        return suffix
     name = case.images[0].name.lower()
     if is_dicom_folder(case.images[0]):
         return ".nrrd"

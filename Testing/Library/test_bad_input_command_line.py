@@ -530,3 +530,56 @@ def test_a_damaged_record_of_annotations_is_told(command, an_annotated_run):
 def test_annotating_through_the_function_raises_the_same_words(tmp_path, a_teacher):
     with pytest.raises(ValueError, match="no images found; looked for"):
         annotate(tmp_path / "run", tmp_path, {str(a_teacher): 1.0})
+
+
+def test_a_long_name_beyond_ascii_is_a_name_as_any_other(command, a_teacher, a_foreign_cohort, tmp_path):
+    scans, name = tmp_path / "scans", "\u0436" * 118
+    scans.mkdir()
+    shutil.copy(read_cohort(a_foreign_cohort).cases[0].images[0], scans / f"{name}.nrrd")
+    assert command("segment", a_teacher, scans, tmp_path / "out").status == 0
+    assert (tmp_path / "out" / f"{name}.nrrd").is_file()
+
+
+def test_a_name_too_long_for_a_file_is_refused_before_the_work(command, a_teacher, a_foreign_cohort, tmp_path):
+    image = read_cohort(a_foreign_cohort).cases[0].images[0]
+    (tmp_path / "table.csv").write_text(f"id,image\n{'a' * 250},{image}\n")
+    refused = command("annotate", tmp_path / "run", "--cohort", tmp_path / "table.csv", "--teacher", a_teacher)
+    assert refused.status == 2 and "at most" in refused.messages
+
+
+@pytest.mark.parametrize("content", [{"cases": 5}, {"cases": [{}]}, {"cases": [{"id": "a", "images": "b"}]}])
+def test_a_damaged_list_of_cases_is_told_by_its_file(command, an_annotated_run, content):
+    write_json(an_annotated_run / "cohort.json", content)
+    refused = command("distil", an_annotated_run)
+    assert refused.status == 2 and "cohort.json is damaged" in refused.messages
+
+
+@pytest.mark.parametrize(
+    "structures",
+    [{"labels": {"1": "x", "01": "y"}}, {"labels": {"\u00b2": "x"}},
+     {"structures": [{"name": "a", "value": True}]}, {"structures": [{"name": "a", "value": 1, "color": 5}]},
+     {"structures": [{"name": "a", "value": 1, "terminology": 5}]}],
+)  # fmt: skip
+def test_names_of_structures_that_make_no_sense_are_refused_with_their_file(
+    command, a_teacher, a_foreign_cohort, tmp_path, structures
+):
+    cohort = shutil.copytree(a_foreign_cohort, tmp_path / "cohort")
+    write_json(cohort / "dataset.json", structures)
+    refused = command("annotate", tmp_path / "run", "--cohort", cohort, "--teacher", a_teacher)
+    assert refused.status == 2 and "dataset.json" in refused.messages and "unexpected" not in refused.messages
+
+
+def test_what_is_given_twice_is_refused(command, a_teacher, a_foreign_cohort, tmp_path):
+    run, cohort = tmp_path / "run", ("--cohort", a_foreign_cohort)
+    for words in (
+        ("annotate", run, *cohort, "--teacher", a_teacher, "--teacher", f"{a_teacher}=2"),
+        ("evaluate", run, *cohort, "--method", f"s={a_teacher}", "--method", f"s={a_foreign_cohort}"),
+    ):
+        refused = command(*words)
+        assert refused.status == 2 and "is given twice" in refused.messages
+
+
+def test_a_format_that_is_none_is_refused_with_those_that_are(command, a_teacher, a_foreign_cohort, tmp_path):
+    images = a_foreign_cohort / "images"
+    refused = command("segment", a_teacher, images, tmp_path / "out", "--format", "./../x.nii.gz")
+    assert refused.status == 2 and "choose one of .seg.nrrd" in refused.messages

@@ -103,3 +103,13 @@ def test_the_command_ends_with_one_event_that_tells_it_all(pair, command):
     assert outcome.status == 0
     assert [event["event"] for event in outcome.events] == ["done"]
     assert outcome.events[0]["structures"] == compare(*pair)["structures"]
+
+
+def test_a_map_whose_axes_run_otherwise_is_turned(tmp_path):
+    """As Slicer does with a left-handed NIfTI when it loads one."""
+    files = tmp_path / "turned.nii.gz", tmp_path / "as_it_was.nii.gz"
+    turned = AFFINE @ np.diag([-1.0, 1, 1, 1])
+    turned[0, 3] = 2.0 * (30 - 1)
+    write_annotation(files[0], boxes(liver=1, kidney=2)[::-1].copy(), turned, ONE)
+    write_annotation(files[1], boxes(liver=1, kidney=2), AFFINE, ONE)
+    assert {row["dice"] for row in compare(*files)["structures"]} == {1.0}

@@ -19,7 +19,13 @@ from foreign_models import (
 )
 from torch import nn
 
-from KnowledgeTransferLib.learning.archive import REACHES_OUT
+from KnowledgeTransferLib.learning.archive import (
+    LARGEST_CODE_BYTES,
+    REACHES_OUT,
+    SMALL_BYTES,
+    read_member,
+    torchscript_risk,
+)
 from KnowledgeTransferLib.learning.teachers import (
     Onnx,
     TorchExport,
@@ -208,6 +214,10 @@ def test_a_sidecar_that_lacks_something_names_it(tmp_path):
 
 
 class ReadsAFile(nn.Module):
+    class Plain(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x, x], 1)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + torch.from_file("/etc/hostname", False, 4, dtype=torch.uint8).float().sum()
 
@@ -229,6 +239,49 @@ def test_torchscript_that_reaches_files_is_opened_only_when_trusted(tmp_path):
 ])  # fmt: skip
 def test_no_other_way_of_writing_reaches_files_unseen(code):
     assert REACHES_OUT.search(code.encode())
+
+
+SAVES = 'torch.save(x, "{0}")'
+SNEAKY = {
+    "a comment between two words": ("(torch. # c\n      save(x, '{0}'))", lambda name, evil, good: [(name, evil)]),
+    "capitals in its ending": (SAVES, lambda name, evil, good: [(name.replace(".py", ".PY"), evil)]),
+    "twice the same name": (SAVES, lambda name, evil, good: [(name, evil), (name, good)]),
+    "twice but for capitals": (SAVES, lambda name, evil, good: [(name.replace(".py", ".Py"), evil), (name, good)]),
+    "more than is looked at": ("x\n" + "#" * (LARGEST_CODE_BYTES + 1), lambda name, evil, good: [(name, evil)]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("way", SNEAKY)
+def test_code_that_is_hidden_in_the_archive_is_run_only_when_trusted(tmp_path, way):
+    plain, path, harm = tmp_path / "plain.pt", tmp_path / "model.pt", tmp_path / "harm"
+    torch.jit.script(ReadsAFile.Plain()).save(plain)
+    line, members = SNEAKY[way]
+    with zipfile.ZipFile(plain) as given, zipfile.ZipFile(path, "w") as changed:
+        for name in given.namelist():
+            content = given.read(name)
+            evil = content.replace(b"    return", f"    {line.format(harm)}\n    return".encode())
+            for member in members(name, evil, content) if name.endswith(".py") else [(name, content)]:
+                changed.writestr(*member)
+    write_sidecar(tmp_path)
+    assert risk_of(path)
+    with pytest.raises(PermissionError, match="give --trust once"):
+        TorchScript.open(path, "cpu", None)
+    assert not harm.exists()
+
+
+def test_what_cannot_be_looked_at_is_not_taken_for_harmless(tmp_path):
+    (tmp_path / "model.ts").write_bytes(b"PK\x03\x04 no archive")
+    assert "cannot be looked at" in torchscript_risk(tmp_path / "model.ts")
+
+
+def test_a_member_that_unpacks_to_much_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("weights", bytes(SMALL_BYTES + 1))
+        archive.writestr("small", bytes(1000))
+    with pytest.raises(ValueError, match="weights is larger than"):
+        read_member(tmp_path / "bomb.zip", "weights")
+    assert read_member(tmp_path / "bomb.zip", "small") == bytes(1000)
 
 
 @pytest.mark.parametrize("code", ["torch.conv3d(x)", "ops.prim.is_cuda(x)", "__torch__.torch.nn.functional.relu(x)"])

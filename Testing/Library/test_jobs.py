@@ -251,3 +251,11 @@ def test_a_wish_to_cancel_from_before_the_command_is_ignored_in_an_old_process(r
     with commanded(["segment"], since=time.time() + 1), run.locked("segment"):
         assert not run.cancel_requested()
     assert not stop_signal().is_set()
+
+
+def test_a_run_with_a_hostile_record_does_not_hide_the_others(tmp_path):
+    for name in ("bad", "good"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "job.json").write_text('{"step": "distil", "pid": 0}')
+    (tmp_path / "bad" / "job.json").write_text("[" * 100_000)
+    assert "good" in [state.name for state in runs_in(tmp_path)]

@@ -129,6 +129,7 @@ NEEDS_CODE = {
     "a computed network": {"network_def": {**BUNDLE_NETWORK, "channels": "$[4, 8]"}},
     "an object as argument": {"network_def": {**BUNDLE_NETWORK, "act": {"_target_": "torch.nn.ReLU"}}},
     "a circle of references": {"pixdim": "@pixdim"},
+    "references to ever more": {**{f"pixdim{n}": [f"@pixdim{n + 1}"] * 10 for n in range(9)}, "pixdim": "@pixdim0"},
     "a computed window": {"inferer": {"_target_": "SlidingWindowInferer", "roi_size": "$[8] * 3"}},
     "another inferer": {"inferer": {"_target_": "scripts.Inferer"}},
     "a step that is left out by an expression": with_step({"_target_": "Orientationd", "_disabled_": "$1"}),

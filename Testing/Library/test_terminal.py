@@ -147,3 +147,9 @@ def test_a_comparison_is_a_table_with_gaps_for_what_cannot_be_measured(a_plain_t
     for words in ("structure", "HD95 (mm)", "0.9123", "1510", HOSTILE):
         assert words in shown(a_plain_terminal)
     assert "None" not in shown(a_plain_terminal)
+
+
+def test_a_template_is_told(a_plain_terminal):
+    event = {"event": "done", "step": "describe", "path": "net.onnx", "kind": "onnx", "template": "teacher.json"}
+    a_plain_terminal(event)
+    assert "teacher.json: fill it in" in shown(a_plain_terminal)

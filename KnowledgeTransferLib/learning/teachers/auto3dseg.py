@@ -16,7 +16,7 @@ import torch
 
 from ...records import trust
 from ...records.labels import Labels, Structure
-from ..archive import members, read_member
+from ..archive import SMALL_BYTES, members, read_member
 from .foreign import ForeignNetwork, Window
 from .monai_network import load_weights, network_from
 from .preparation import Preparation, known_step
@@ -123,7 +123,7 @@ def _names_a_config(file: Path) -> bool:
     if pickled is None or any("/code/" in name for name in names):
         return False
     try:
-        content = read_member(file, pickled)
+        content = read_member(file, pickled, SMALL_BYTES)
     except ValueError:
         return False
     return all(word in content for word in (b"state_dict", b"config", b"network", b"SegResNet"))

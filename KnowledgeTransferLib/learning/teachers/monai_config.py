@@ -10,6 +10,7 @@ from .foreign import Window
 from .preparation import OUTPUT_STEPS, UnknownStep, is_plain, plain_target, steps_of
 
 REFERENCES = 20  # that may lead from one to the next
+MOST_PARTS = 10_000  # that a part of a configuration may consist of, with all that it refers to
 IMAGE_KEYS = ("image", "img", "input")
 PATCH = (96, 96, 96)  # where the configuration names no window
 
@@ -131,18 +132,20 @@ class BundleConfig:
         size = [size] * self.dimensions if isinstance(size, int) else size
         return Window(tuple(int(n) for n in size), float(overlap))
 
-    def resolved(self, value, left: int = REFERENCES):
+    def resolved(self, value, left: int = REFERENCES, parts: list | None = None):
         """A part of the configuration with its plain references (`@name`, `@a::b`) replaced by what they name."""
-        if left == 0:
-            raise UnknownStep("its configuration's references lead in a circle")
+        parts = [] if parts is None else parts
+        parts.append(left)
+        if left == 0 or len(parts) > MOST_PARTS:
+            raise UnknownStep("its configuration's references lead in a circle, or to too much")
         if isinstance(value, dict):
             # What an Invert of the post-processing refers to is done by us, and may refer to anything.
             kept = {k: v for k, v in value.items() if plain_target(value) != "Invert" or k == "_target_"}
-            return {k: self.resolved(v, left - 1) for k, v in kept.items()}
+            return {k: self.resolved(v, left - 1, parts) for k, v in kept.items()}
         if isinstance(value, list):
-            return [self.resolved(v, left - 1) for v in value]
+            return [self.resolved(v, left - 1, parts) for v in value]
         if isinstance(value, str) and value.startswith("@"):
-            return self.resolved(self._named(value[1:]), left - 1)
+            return self.resolved(self._named(value[1:]), left - 1, parts)
         return value
 
     def _named(self, reference: str):
