@@ -77,6 +77,7 @@ def distil(
             _get_ready(run, cohort, {**asked, "device": device}, restart, progress)
         fabric.barrier()
         summary = read_json(run.training) if run.training.is_file() else _learn(run, fabric, progress)
+        summary["student"] = str(run.student)  # the run may have been moved
         if first:
             _forget_images(run)
         progress.event("done", **{k: v for k, v in summary.items() if k not in ("history", "left_out")})
@@ -102,6 +103,7 @@ def _get_ready(run: RunDirectory, cohort, asked: dict, restart: bool, progress: 
         )
     if began and run.training.is_file():
         progress.message("this training is finished; add --restart to begin anew, or name another run directory")
+        _tell_what_is_newer(run, progress)
         return
     if began:
         progress.message("goes on with the training that is there")
@@ -112,6 +114,14 @@ def _get_ready(run: RunDirectory, cohort, asked: dict, restart: bool, progress: 
     settings = with_precursors(settings, run, asked.get("student"))
     cohort = _cohort(run, cohort)
     _prepare(run, cohort, settings, progress)
+
+
+def _tell_what_is_newer(run: RunDirectory, progress: Progress) -> None:
+    """What the finished student cannot have learnt."""
+    folders, finished = (run.pseudo_annotations, run.corrected_annotations), run.training.stat().st_mtime
+    newer = sum(file.stat().st_mtime > finished for folder in folders for file in folder.glob("*.seg.nrrd"))
+    if newer:
+        progress.warning(f"{newer} annotations or corrections are newer than this student; --restart learns them too")
 
 
 def _began(run: RunDirectory) -> bool:

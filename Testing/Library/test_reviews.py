@@ -227,3 +227,13 @@ def test_a_damaged_correction_is_a_problem_of_its_case(run):
     assert [problem["case"] for problem in result["problems"]] == ["B_003"]
     assert str(run.corrected_annotation("B_003")) in result["problems"][0]["message"]
     assert read_annotation(run.pseudo_annotation("B_003")).any()
+
+
+def test_a_finished_student_says_that_corrections_are_newer(run, tmp_path):
+    distil(run, **QUICK)
+    moved, told = RunDirectory(run.path.rename(tmp_path / "moved")), []
+    again = distil(moved, listener=told.append)
+    assert again["student"] == str(moved.student) and "newer" not in str(told)
+    correct(moved, "B_003")
+    distil(moved, listener=told.append)
+    assert "1 annotations or corrections are newer than this student; --restart learns them too" in str(told)
