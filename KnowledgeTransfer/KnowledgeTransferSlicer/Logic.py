@@ -10,6 +10,7 @@ import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
 from KnowledgeTransferLib.records import reviews
+from KnowledgeTransferLib.records.cohort import SEGMENTATION
 from KnowledgeTransferLib.records.run_directory import RunDirectory
 from KnowledgeTransferLib.records.settings import NONE
 
@@ -108,7 +109,10 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
 
         Args:
             runDirectory: folder for the progress, by which the job is found again; None: a temporary one.
+            settings: those of `knowledge-transfer segment --help`; format=".nii.gz" writes label maps instead of
+                .seg.nrrd, which hold names and colours and may lie among the scans.
         """
+        settings = {"format": SEGMENTATION, **settings}
         files = [_existing(bundle), _existing(inputPath), Path(output).absolute()]
         with self._working(runDirectory) as run:
             arguments = [*files, "--run", run.path, *_options(settings), *(["--overwrite"] * bool(overwrite))]

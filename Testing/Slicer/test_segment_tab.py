@@ -76,7 +76,20 @@ def test_a_folder_is_segmented_into_a_folder(tab, a_foreign_cohort, tmp_path, wa
     ui.segmentOutputPath.currentPath = str(tmp_path / "out")
     ui.segmentButton.click()
     wait_until(lambda: not panel.status.job.running, 60)
-    assert panel.status.job.status == 0 and len(list((tmp_path / "out").glob("*.nrrd"))) == 4
+    assert panel.status.job.status == 0 and len(list((tmp_path / "out").glob("*.seg.nrrd"))) == 4
+
+
+def test_segmentations_may_be_written_beside_their_scans(tab, a_foreign_cohort, tmp_path, wait_until):
+    import shutil
+
+    ui, panel = tab.ui, tab.panel
+    scans = shutil.copytree(a_foreign_cohort / "images", tmp_path / "scans")
+    ui.segmentFolderRadio.click()
+    ui.segmentFolderPath.currentPath = ui.segmentOutputPath.currentPath = str(scans)
+    ui.segmentButton.click()
+    wait_until(lambda: not panel.status.job.running, 60)
+    assert panel.status.job.status == 0, panel.status.job.error
+    assert len(list(scans.glob("*.seg.nrrd"))) == 4 and len(list(scans.iterdir())) == 8
 
 
 def test_the_model_card_of_the_chosen_student_is_shown_and_recent_ones_are_listed(tab, a_teacher, tmp_path):
