@@ -191,6 +191,30 @@ def test_following_a_run_twice_draws_and_tells_everything_once(tab, wait_until):
     assert len(epochs) == len(set(epochs))
 
 
+def test_a_training_is_shown_again_when_a_shorter_job_beside_it_has_ended(tab, a_teacher, a_foreign_cohort, wait_until):
+    import slicer
+
+    ui, panel = tab.ui, tab.panel
+    for_epochs(tab, 100000)
+    ui.distilButton.click()
+    training = panel.status.job
+    wait_until(lambda: ui.progressBar.maximum == 100000, 60)
+    scan = slicer.util.loadVolume(str(sorted((a_foreign_cohort / "images").iterdir())[0]))
+    panel.parameters.bundle, panel.parameters.segmentVolumes = str(a_teacher), [scan]
+    ui.segmentButton.click()
+    segmenting = panel.status.job
+    assert segmenting.step == "segment"
+    wait_until(lambda: not segmenting.running, 60)
+    assert panel.status.job is training and training.running
+    assert "Segment: done" in ui.logText.plainText
+    assert ui.cancelButton.enabled and ui.progressBar.isVisibleTo(ui.progressBar.parentWidget())
+    assert ui.progressBar.maximum == 100000  # it is known how far it is
+    wait_until(lambda: ui.statusLabel.text.startswith("Distil: train"), 20)
+    ui.cancelButton.click()
+    wait_until(lambda: not training.running, 30)
+    assert training.status == 130 and not ui.cancelButton.enabled
+
+
 def test_a_finished_run_is_not_trained_again_unasked(tab, wait_until, dialogs):
     for_epochs(tab, 1)
     tab.ui.distilButton.click()
