@@ -8,7 +8,8 @@ from .Jobs import DONE, STOPPED
 PANEL_WORDS = {
     "add --restart to begin anew": "check Begin anew (under Advanced)",
     "begin anew with --restart": "check Begin anew (under Advanced)",
-    "Leave these options out to go on": "Choose the earlier settings to go on",
+    "Leave these options out to go on": "Press Continue (Runs in the working folder) to go on",
+    "the same command goes on where it was": "begin it again",
     "use another run directory": "choose another run name",
     "name another run directory": "choose another run",
     "annotate one first, or name one (--cohort PATH)": "annotate one first, or choose an expert cohort",
