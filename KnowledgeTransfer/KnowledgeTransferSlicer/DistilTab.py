@@ -121,7 +121,8 @@ class DistilTab:
         self.drawn = None
         self.curves.show(historyOf(run, state))
         if state is not None:
-            self.panel.status.say(f"{run.path.name}: {state.state} {textOf(state)}".strip())
+            words = "; ".join(filter(None, (state.state, textOf(state))))
+            self.panel.status.say(f"{run.path.name}: {words}")
 
     def onFollow(self):
         if self.chosen() is not None:

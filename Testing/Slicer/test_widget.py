@@ -131,6 +131,13 @@ def test_the_event_loop_is_not_held_up_while_the_library_works(
     assert job.status == 0 and any(ticks)
 
 
+def test_tooltips_name_every_kind_of_teacher_and_what_is_written_elsewhere(ui):
+    kinds = ("made by KnowledgeTransfer", "run folder", "MONAI Bundle", "nnU-Net v2", "Auto3DSeg", "segmentations")
+    assert all(kind in ui.addTeacherFolderButton.toolTip for kind in kinds)
+    assert "nothing is written elsewhere" not in ui.workingFolderPath.toolTip
+    assert all(word in ui.workingFolderPath.toolTip for word in ("KnowledgeTransfer/results", "temporary", "Segment"))
+
+
 def test_many_runs_on_a_slow_drive_are_looked_at_less_often(the_panel, monkeypatch):
     import time
 
