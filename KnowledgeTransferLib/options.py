@@ -144,8 +144,9 @@ def _add_how(step) -> None:
     )  # fmt: skip
     step.add_argument("--mirror", action="store_true", help="average over mirror images too: slower, a little better")
     step.add_argument(
-        "--region-first", action="store_true", help="find the structures coarsely, then work only around them: faster"
-    )
+        "--region-first", action="store_true",
+        help="find the structures coarsely, then work only around them: faster; what the coarse look misses is lost",
+    )  # fmt: skip
     step.add_argument("--largest-component", action="store_true", help="keep the largest part of each structure alone")
     _add_max_memory(step)
 

@@ -13,10 +13,12 @@ from .ChildProcess import eventOf
 from .Controls import onPath, setCell, setPath, setTexts, stretch
 from .Curves import Curves
 from .Jobs import DONE, AttachedJob
+from .Logic import GO_ON
 from .Status import duration, inWordsOfThePanel
 
 LEARN_FROM_TEXTS = ("Teachers' annotations", "Expert annotations", "Both")
 LENGTH_TEXTS = ("Automatic", "Time budget", "Epochs")
+STOPPED_STATES = ("interrupted", "cancelled", "failed")
 
 
 class DistilTab:
@@ -36,6 +38,7 @@ class DistilTab:
         ui.runsTable.connect("itemSelectionChanged()", self.updateButtons)
         ui.runsTable.connect("cellDoubleClicked(int,int)", lambda row, column: self.onFollow())
         ui.followRunButton.connect("clicked()", self.onFollow)
+        ui.continueRunButton.connect("clicked()", self.onContinue)
         ui.stopRunButton.connect("clicked()", self.onStop)
         ui.reviewRunButton.connect("clicked()", self.onReviewRun)
         ui.useStudentButton.connect("clicked()", self.onUseStudent)
@@ -74,6 +77,9 @@ class DistilTab:
         )  # fmt: skip
         run = self.chosen()
         ui.followRunButton.enabled = run is not None
+        at_work = run is not None and self._busy(run.path)
+        ui.continueRunButton.enabled = canGoOn(run) and not at_work
+        ui.continueRunButton.toolTip = whatContinueDoes(run, at_work)
         ui.stopRunButton.enabled = run is not None and run.state == "running"
         ui.reviewRunButton.enabled = run is not None and run.has_annotations
         ui.useStudentButton.enabled = run is not None and run.has_student
@@ -115,12 +121,24 @@ class DistilTab:
         self.drawn = None
         self.curves.show(historyOf(run, state))
         if state is not None:
-            self.panel.status.say(f"{run.path.name}: {state.state} {inWordsOfThePanel(state.text)}".strip())
+            words = "; ".join(filter(None, (state.state, textOf(state))))
+            self.panel.status.say(f"{run.path.name}: {words}")
 
     def onFollow(self):
         if self.chosen() is not None:
             with self.panel.messages():
                 self.followRun(self.chosen().path)
+
+    def onContinue(self):
+        """Go on with a run that was stopped, whoever began it; its own settings count, not those shown above."""
+        run = self.chosen()
+        if canGoOn(run):
+            with self.panel.messages():
+                job = self.logic.goOn(run.path)
+                self.panel.change(distilRun=str(run.path))
+                if job.step == "annotate":
+                    self.panel.change(annotateRunName=run.name)
+                self._watch(job)
 
     def onStop(self):
         """Stop a run, whoever started it; what is done is kept."""
@@ -150,7 +168,7 @@ class DistilTab:
             progress = f"{100 * run.done // run.total} %" if run.total else ""
             left = duration(run.time_left_s) if run.state == "running" and run.time_left_s is not None else ""
             for column, text in enumerate((run.name, run.step, run.state, progress, left)):
-                setCell(table, row, column, text, run.text or str(run.path))
+                setCell(table, row, column, text, textOf(run) or str(run.path))
             if chosen is not None and run.path == chosen.path and table.currentRow() != row:
                 table.selectRow(row)
         self.updateButtons()
@@ -170,7 +188,7 @@ class DistilTab:
             self.watched = [known for known in self.watched if known.running] + [job]
             job.onEvent.append(lambda event: self._onEvent(job, event))
             job.onFinished.append(self._onFinished)
-            if isinstance(job, AttachedJob) and job.step == "annotate" and job.run.path == self.panel.annotateTab.shown:
+            if job.step == "annotate" and job.run.path == self.panel.annotateTab.shown:
                 self.panel.annotateTab.watch(job)
         self.panel.follow(job)
         self.showRuns()
@@ -184,6 +202,33 @@ class DistilTab:
         if job.step == "distil" and job.status in DONE:
             self.panel.segmentTab.choose(str(job.run.student))
         self.panel.showError(job)
+
+
+def canGoOn(run):
+    """Whether a run's latest step was stopped where it can go on."""
+    return run is not None and run.step in GO_ON and run.state in STOPPED_STATES
+
+
+def whatContinueDoes(run, at_work=False):
+    """The tooltip of Continue: what it does, or why it cannot be pressed."""
+    if run is None:
+        return _("Select a run first")
+    if at_work:
+        return _("This run is at work; Follow shows it")
+    if run.state not in STOPPED_STATES:
+        return _("This run is done; nothing is left to go on with")
+    if run.step not in GO_ON:
+        return _("Only annotating and distilling can go on from here; begin {step} again").format(step=run.step)
+    return _("Go on where this run was stopped, with the settings that it was begun with")
+
+
+def textOf(run):
+    """Why a run ended, or what it is at, in the panel's words."""
+    text = inWordsOfThePanel(run.text)
+    if not canGoOn(run) or run.state == "failed":  # there the reason says what to do
+        return text
+    text = _("the process ended without a word") if run.state == "interrupted" else text
+    return "; ".join(filter(None, (text, _("press Continue to go on where it was"))))
 
 
 def historyOf(run, state):

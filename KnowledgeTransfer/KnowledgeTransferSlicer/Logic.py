@@ -10,6 +10,8 @@ import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
 from KnowledgeTransferLib.records import reviews
+from KnowledgeTransferLib.records.cohort import SEGMENTATION
+from KnowledgeTransferLib.records.jobs import state_of
 from KnowledgeTransferLib.records.run_directory import RunDirectory
 from KnowledgeTransferLib.records.settings import NONE
 
@@ -21,6 +23,7 @@ from .SceneRuns import PSEUDO, SCANS, SCENE, exported, showAnnotation, showSegme
 TEMPORARY = "KnowledgeTransfer-temporary-"
 TASK = "totalsegmentator:"  # in place of a teacher's path
 STALE_S = 24 * 3600
+GO_ON = ("annotate", "distil")  # steps that go on with a run directory alone
 
 
 class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
@@ -92,6 +95,14 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
             arguments = [run.path, *_options(settings), *cohort, *(["--restart"] * bool(restart))]
             return self._start("distil", run, arguments)
 
+    def goOn(self, runDirectory):
+        """Go on with what was stopped in a run, annotating or distilling, with the settings it was begun with."""
+        state = state_of(runDirectory)
+        if state is None or state.step not in GO_ON:
+            raise ValueError(f"{runDirectory}: nothing was begun here that can go on")
+        with self._working(runDirectory) as run:
+            return self._start(state.step, run, _argumentsToGoOn(run, state))
+
     def segment(self, volumeNodes, bundle, **settings):
         """Segment loaded volumes with a student; each result becomes a node "<volume> segmentation"."""
         volumes, bundle = _checked(volumeNodes), _existing(bundle)
@@ -108,7 +119,10 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
 
         Args:
             runDirectory: folder for the progress, by which the job is found again; None: a temporary one.
+            settings: those of `knowledge-transfer segment --help`; format=".nii.gz" writes label maps instead of
+                .seg.nrrd, which hold names and colours and may lie among the scans.
         """
+        settings = {"format": SEGMENTATION, **settings}
         files = [_existing(bundle), _existing(inputPath), Path(output).absolute()]
         with self._working(runDirectory) as run:
             arguments = [*files, "--run", run.path, *_options(settings), *(["--overwrite"] * bool(overwrite))]
@@ -215,6 +229,16 @@ def _checked(volumeNodes):
     for node in nodes or [None]:
         SceneIO.checkVolume(node)
     return nodes
+
+
+def _argumentsToGoOn(run, state):
+    """The run directory alone; or the same command again, when it was stopped before the run kept its settings."""
+    kept = (run.checkpoint, run.training) if state.step == "distil" else (run.cohort,)
+    kept = [file.stat().st_mtime for file in kept if file.is_file()]
+    refused = state.state == "failed" and "--restart" not in state.arguments  # other settings than those it has
+    if not state.arguments or kept and (refused or max(kept) >= run.job.stat().st_mtime):
+        return [run.path]
+    return state.arguments[1:]
 
 
 def _fileOf(image):

@@ -179,7 +179,7 @@ class SegmentTab:
         selector.toolTip = path or _("The students that were used lately")
         metadata = bundle.bundle_in(path) / bundle.METADATA if path else None
         stamp = (path, metadata.stat().st_mtime_ns if metadata is not None and metadata.exists() else 0)
-        if stamp != self.card:  # opening a student checks all its files
+        if stamp != self.card:
             self.card = stamp
             card.setMarkdown(cardOf(path)) if path else card.setPlainText(_("No student chosen yet."))
 
@@ -194,7 +194,7 @@ def cardOf(path):
     """What the student segments, what taught it and how well, then its whole model card; or why it cannot be used."""
     folder = bundle.bundle_in(path)
     try:
-        ours = bundle.read_metadata(folder)[bundle.OURS]
+        ours = bundle.read_metadata(folder, check=False)[bundle.OURS]  # who uses it checks it
         card, names = ours["card"], ", ".join(Labels.from_json(ours["labels"]).names)
         figures = [f"{name}: **{value}**" for name, value in card.get("figures", {}).items()]
         parts = [f"**Segments** {names}.", card.get("taught_by", ""), *figures]

@@ -8,7 +8,8 @@ from .Jobs import DONE, STOPPED
 PANEL_WORDS = {
     "add --restart to begin anew": "check Begin anew (under Advanced)",
     "begin anew with --restart": "check Begin anew (under Advanced)",
-    "Leave these options out to go on": "Choose the earlier settings to go on",
+    "Leave these options out to go on": "Press Continue (Runs in the working folder) to go on",
+    "the same command goes on where it was": "begin it again",
     "use another run directory": "choose another run name",
     "name another run directory": "choose another run",
     "annotate one first, or name one (--cohort PATH)": "annotate one first, or choose an expert cohort",
@@ -20,12 +21,12 @@ PANEL_WORDS = {
 
 
 class Status:
-    """Shows one job at a time; another one goes on unseen and is found in the table of runs (Follow)."""
+    """Shows one job at a time: the latest one; when it ends, the newest of those that still run."""
 
     def __init__(self, ui):
         self.ui = ui
         self.job = None
-        self._known = []  # jobs that tell this area their events
+        self._known = {}  # jobs that tell this area their events -> the latest one that said how far they are
         ui.cancelButton.connect("clicked()", self.onCancel)
         ui.openRunFolderButton.connect("clicked()", self.onOpenFolder)
         self._showRunning(False)
@@ -39,9 +40,11 @@ class Status:
         for hint in job.hints:
             self.log(hint)
         if job not in self._known:  # the user may come back to it
-            self._known = [known for known in self._known if known.running] + [job]
+            self._known = {known: news for known, news in self._known.items() if known.running} | {job: None}
             job.onEvent.append(lambda event: self._onEvent(job, event))
             job.onFinished.append(self._onFinished)
+        elif self._known[job]:
+            self._showProgress(self._known[job])
         self._showRunning(job.running)
 
     def say(self, text):
@@ -61,9 +64,11 @@ class Status:
             qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(self.job.folder)))
 
     def _onEvent(self, job, event):
+        kind = event["event"]
+        if kind in ("stage", "progress"):
+            self._known[job] = event
         if job is not self.job:
             return
-        kind = event["event"]
         if kind in ("stage", "progress") and job.cancelAsked is None:
             self._showProgress(event)
         elif kind in ("message", "warning", "error", "log"):
@@ -87,9 +92,19 @@ class Status:
             self._showRunning(False)
             self.say(endOf(job))
             self.log(endOf(job))
+            self._followAnother(job)
+
+    def _followAnother(self, ended):
+        """A training that went on beside a short job is shown again, with how that one ended."""
+        running = [known for known in self._known if known.running]
+        if running:
+            self.follow(running[-1])
+            self.log(endOf(ended))
+            step = self.job.step.capitalize()
+            self.say(_("{end}. {step} goes on").format(end=endOf(ended), step=step))
 
     def _showRunning(self, running):
-        self.ui.cancelButton.enabled = running
+        self.ui.cancelButton.enabled = running and self.job.cancelAsked is None
         self.ui.progressBar.visible = running
         self.ui.openRunFolderButton.enabled = self.job is not None and self.job.folder.is_dir()
 

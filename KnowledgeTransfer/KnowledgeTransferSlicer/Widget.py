@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from pathlib import Path
 
 import qt
@@ -27,6 +28,8 @@ WORKING_FOLDER = "KnowledgeTransfer/WorkingFolder"  # in Slicer's application se
 DEVICE = "KnowledgeTransfer/Device"
 STOP_WITH_SLICER = "KnowledgeTransfer/StopRunsWithSlicer"
 REFRESH_MS = 2000
+LONGEST_REFRESH_MS = 60_000
+REFRESH_SHARE = 0.05  # of Slicer's time: from looks of 100 ms on, they become rarer
 DEVICE_TEXTS = ("Automatic", "NVIDIA graphics card (cuda)", "Apple graphics (mps)", "Processor (cpu)")
 
 
@@ -63,7 +66,7 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
         self._refreshTimer = qt.QTimer()
         self._refreshTimer.setInterval(REFRESH_MS)
-        self._refreshTimer.connect("timeout()", self.distilTab.showRuns)
+        self._refreshTimer.connect("timeout()", self.refresh)
         SceneIO.watchImported(trusted=False)
         self.initializeParameterNode()
         self.showRequirements()
@@ -95,6 +98,12 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def exit(self):
         self._refreshTimer.stop()
+
+    def refresh(self):
+        """Look at the runs again; less often where that takes long, as with many runs on a network drive."""
+        began = time.monotonic()
+        self.distilTab.showRuns()
+        self._refreshTimer.setInterval(refreshAfterMs(time.monotonic() - began))
 
     def onSceneStartClose(self, caller=None, event=None):
         self.setParameterNode(None)
@@ -226,3 +235,8 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         running = next((state for state in self.distilTab.runs if state.state == "running"), None)
         if running is not None:
             self.distilTab.followRun(running.path)
+
+
+def refreshAfterMs(lookS):
+    """How long to wait after a look at the runs that took so many seconds."""
+    return int(min(max(REFRESH_MS, 1000 * lookS / REFRESH_SHARE), LONGEST_REFRESH_MS))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .bundle import METADATA, is_bundle
+from .bundle import is_bundle
 from .run_directory import RunDirectory, read_json
 
 TAIL_BYTES = 1 << 16
@@ -45,10 +46,11 @@ class RunState:
 def runs_in(folder: Path | str) -> list[RunState]:
     """The run directories in a folder, the newest first; what cannot be read is left out.
 
-    Made to be asked every few seconds: of runs that have ended and did not change since, only the dates are looked at.
+    Made to be asked every few seconds: of runs that have ended and did not change since, only the folder is listed.
     """
     try:
-        folders = [entry for entry in Path(folder).iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        with os.scandir(Path(folder).absolute()) as entries:
+            folders = [Path(entry) for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
     except OSError:
         return []
     states = [state for state in map(_state_or_none, folders) if state is not None]
@@ -83,8 +85,8 @@ def state_of(path: Path | str) -> RunState | None:
 def _state_or_none(path: Path) -> RunState | None:
     try:
         stamp, (known_stamp, known) = _stamp(path), _ended.get(path, (None, None))
-        if known is not None and stamp == known_stamp:
-            return known
+        if not stamp or stamp == known_stamp:
+            return known if stamp else None
         state = state_of(path)
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):  # not ours to read, or damaged
         return None
@@ -94,10 +96,20 @@ def _state_or_none(path: Path) -> RunState | None:
 
 
 def _stamp(path: Path) -> tuple:
-    """What differs when a run was touched: each step begins with job.json and ends with a line in events.jsonl."""
-    run = RunDirectory(path)
-    files = (run.job, run.events, run.annotations, run.student / METADATA)
-    return tuple((f.stat().st_mtime_ns, f.stat().st_size) if f.exists() else None for f in files)
+    """What differs when a run was touched: each step begins with job.json and ends with a line in events.jsonl.
+
+    One listing of the folder, since it may lie on a slow network drive. Empty where no step has worked.
+    """
+    run, stamp = RunDirectory(path), {}
+    shown, dated = {run.annotations.name, run.student.name}, {run.job.name, run.events.name}
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name in dated:
+                found = entry.stat()
+                stamp[entry.name] = found.st_mtime_ns, found.st_size
+            elif entry.name in shown:
+                stamp[entry.name] = None
+    return tuple(sorted(stamp.items())) if dated & set(stamp) else ()
 
 
 def _job(run: RunDirectory) -> dict:

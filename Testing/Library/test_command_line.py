@@ -69,6 +69,10 @@ def test_help_names_every_step_and_every_setting(command):
     assert "{pseudo,expert,both}" in text
 
 
+def test_help_tells_what_region_first_may_cost(command):
+    assert "what the coarse look misses is lost" in " ".join(command("segment", "--help").text.split())
+
+
 def test_help_of_distil_is_in_groups_and_tells_sizes_and_defaults(command):
     text = command("distil", "--help").text
     for title in GROUPS:

@@ -202,6 +202,19 @@ def test_a_run_that_has_ended_is_read_again_only_when_something_worked_in_it(run
     assert len(read) == 3
 
 
+def test_runs_that_have_ended_cost_no_look_at_single_files(run, monkeypatch):
+    work(run)
+    (run.path.parent / "no run").mkdir()
+    before = runs_in(run.path.parent)
+    assert [state.has_annotations for state in before] == [False]
+    looked, real = [], os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **how: looked.append(path) or real(path, **how))
+    assert runs_in(run.path.parent) == before
+    assert looked == []
+    run.annotations.write_text("{}")  # as by a copy from elsewhere
+    assert [state.has_annotations for state in runs_in(run.path.parent)] == [True]
+
+
 def test_a_state_is_plain_data(run, the_annotated_run):
     work(run, problems=[])
     json.dumps(dataclasses.asdict(state_of(run.path)), default=str)

@@ -191,6 +191,132 @@ def test_following_a_run_twice_draws_and_tells_everything_once(tab, wait_until):
     assert len(epochs) == len(set(epochs))
 
 
+def test_a_training_is_shown_again_when_a_shorter_job_beside_it_has_ended(tab, a_teacher, a_foreign_cohort, wait_until):
+    import slicer
+
+    ui, panel = tab.ui, tab.panel
+    for_epochs(tab, 100000)
+    ui.distilButton.click()
+    training = panel.status.job
+    wait_until(lambda: ui.progressBar.maximum == 100000, 60)
+    scan = slicer.util.loadVolume(str(sorted((a_foreign_cohort / "images").iterdir())[0]))
+    panel.parameters.bundle, panel.parameters.segmentVolumes = str(a_teacher), [scan]
+    ui.segmentButton.click()
+    segmenting = panel.status.job
+    assert segmenting.step == "segment"
+    wait_until(lambda: not segmenting.running, 60)
+    assert panel.status.job is training and training.running
+    assert "Segment: done" in ui.logText.plainText
+    assert ui.cancelButton.enabled and ui.progressBar.isVisibleTo(ui.progressBar.parentWidget())
+    assert ui.progressBar.maximum == 100000  # it is known how far it is
+    wait_until(lambda: ui.statusLabel.text.startswith("Distil: train"), 20)
+    ui.cancelButton.click()
+    wait_until(lambda: not training.running, 30)
+    assert training.status == 130 and not ui.cancelButton.enabled
+
+
+def stopped_with_slicer(tab, wait_until):
+    """The training that goes on in the panel is stopped, and Slicer and its scene are closed and opened again."""
+    import slicer
+
+    import slicer_standin
+
+    panel, folder = tab.panel, str(tab.panel.workingFolder)
+    job = panel.status.job
+    panel.ui.cancelButton.click()
+    wait_until(lambda: not job.running, 30)
+    slicer_standin.close_panel("KnowledgeTransfer")
+    for node in slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode"):
+        slicer.mrmlScene.RemoveNode(node)
+    again = slicer_standin.open_panel("KnowledgeTransfer")
+    again.ui.workingFolderPath.currentPath = folder
+    again.enter()
+    return again
+
+
+def test_after_a_restart_of_slicer_a_stopped_training_goes_on_with_its_own_settings(tab, wait_until, dialogs):
+    tab.panel.parameters.seed, tab.panel.parameters.soft = 7, False
+    for_epochs(tab, 100000)
+    tab.ui.distilButton.click()
+    run = tab.panel.status.job.run
+    wait_until(run.checkpoint.is_file, 60)
+    panel = stopped_with_slicer(tab, wait_until)
+    ui = panel.ui
+    assert not ui.continueRunButton.enabled and "Select a run" in ui.continueRunButton.toolTip
+    ui.runsTable.selectRow(0)
+    assert ui.continueRunButton.enabled and "settings that it was begun with" in ui.continueRunButton.toolTip
+    ui.followRunButton.click()
+    assert "cancelled" in ui.statusLabel.text and "press Continue" in ui.statusLabel.text
+    panel.parameters.distilRun = str(run.path)
+    ui.distilButton.click()  # with the settings of a new panel, which are others
+    wait_until(lambda: dialogs.shown, 60)
+    assert "Press Continue (Runs in the working folder)" in dialogs.shown[0].text
+    ui.continueRunButton.click()
+    job = panel.status.job
+    assert job.step == "distil" and job.running
+    assert not ui.continueRunButton.enabled and "Follow shows it" in ui.continueRunButton.toolTip
+    wait_until(lambda: "goes on with the training that is there" in ui.logText.plainText, 60)
+    ui.cancelButton.click()
+    wait_until(lambda: not job.running, 30)
+    assert job.status == 130 and len(dialogs.shown) == 1
+    settings = read_json(run.settings)["distil"]
+    assert (settings["seed"], settings["soft"], settings["epochs"]) == (7, False, 100000)
+
+
+def test_an_annotation_that_was_stopped_goes_on_and_fills_the_table_of_cases(tab, wait_until):
+    ui, panel = tab.ui, tab.panel
+    run = RunDirectory(panel.parameters.distilRun)
+    lost = sorted(run.pseudo_annotations.glob("*.seg.nrrd"))[0]
+    lost.unlink()
+    with run.events.open("a", encoding="utf-8") as file:
+        file.write('{"event": "cancelled", "text": "stopped"}\n')
+    tab.showRuns()
+    ui.runsTable.selectRow(0)
+    ui.continueRunButton.click()
+    job = panel.status.job
+    assert job.step == "annotate" and panel.parameters.annotateRunName == run.path.name
+    wait_until(lambda: not job.running, 60)
+    assert job.status == 0 and lost.is_file() and ui.casesTable.rowCount == 4
+    assert not ui.continueRunButton.enabled and "is done" in ui.continueRunButton.toolTip
+
+
+@pytest.mark.parametrize(
+    "state, kept, arguments, again",
+    [
+        ("interrupted", "before", ("distil", "run", "--restart"), ["run", "--restart"]),  # nothing of it was kept yet
+        ("interrupted", "after", ("distil", "run", "--restart"), [None]),
+        ("failed", "before", ("distil", "run", "--seed", "1"), [None]),  # refused for other settings
+        ("cancelled", "never", ("distil", "run", "--cohort", "experts"), ["run", "--cohort", "experts"]),
+        ("interrupted", "never", (), [None]),  # a run of an earlier version
+    ],
+)
+def test_what_goes_on_has_all_that_it_was_begun_with(a_scene, tmp_path, state, kept, arguments, again):
+    import os
+    from types import SimpleNamespace
+
+    from KnowledgeTransferSlicer.Logic import _argumentsToGoOn
+
+    run = RunDirectory(tmp_path).create()
+    for file, seconds in ((run.job, 100), (run.checkpoint, {"before": 50, "after": 150}.get(kept))):
+        if seconds:
+            file.write_text("{}", encoding="utf-8")
+            os.utime(file, (seconds, seconds))
+    begun = SimpleNamespace(step="distil", state=state, arguments=arguments)
+    assert list(_argumentsToGoOn(run, begun)) == [run.path if part is None else part for part in again]
+
+
+def test_an_interrupted_run_says_in_words_of_the_panel_what_to_do(a_scene):
+    from types import SimpleNamespace
+
+    from KnowledgeTransferLib.records.jobs import INTERRUPTED
+    from KnowledgeTransferSlicer.DistilTab import canGoOn, textOf, whatContinueDoes
+
+    for step, can, words in (("distil", True, "press Continue"), ("segment", False, "begin it again")):
+        run = SimpleNamespace(step=step, state="interrupted", text=INTERRUPTED)
+        assert canGoOn(run) is can and words in textOf(run) and "command" not in textOf(run)
+    assert "begin segment again" in whatContinueDoes(run)
+
+
 def test_a_finished_run_is_not_trained_again_unasked(tab, wait_until, dialogs):
     for_epochs(tab, 1)
     tab.ui.distilButton.click()

@@ -95,7 +95,11 @@ def test_a_cohort_on_disk_is_annotated_without_a_node(logic, a_foreign_cohort, a
 
 def test_a_folder_is_segmented_into_a_folder(logic, a_foreign_cohort, a_teacher, tmp_path):
     logic.segmentFiles(a_foreign_cohort / "images", a_teacher, tmp_path / "out", device="cpu").wait()
-    assert len(list((tmp_path / "out").glob("*.nrrd"))) == 4
+    names = sorted(file.name for file in (a_foreign_cohort / "images").iterdir())
+    written = [name.removesuffix(".nrrd") + ".seg.nrrd" for name in names]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == written
+    logic.segmentFiles(a_foreign_cohort / "images", a_teacher, tmp_path / "maps", device="cpu", format=".nii.gz").wait()
+    assert len(list((tmp_path / "maps").glob("*.nii.gz"))) == 4
 
 
 def test_segmentations_in_the_scene_can_teach(logic, scans, tmp_path):

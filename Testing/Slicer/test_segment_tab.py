@@ -76,7 +76,20 @@ def test_a_folder_is_segmented_into_a_folder(tab, a_foreign_cohort, tmp_path, wa
     ui.segmentOutputPath.currentPath = str(tmp_path / "out")
     ui.segmentButton.click()
     wait_until(lambda: not panel.status.job.running, 60)
-    assert panel.status.job.status == 0 and len(list((tmp_path / "out").glob("*.nrrd"))) == 4
+    assert panel.status.job.status == 0 and len(list((tmp_path / "out").glob("*.seg.nrrd"))) == 4
+
+
+def test_segmentations_may_be_written_beside_their_scans(tab, a_foreign_cohort, tmp_path, wait_until):
+    import shutil
+
+    ui, panel = tab.ui, tab.panel
+    scans = shutil.copytree(a_foreign_cohort / "images", tmp_path / "scans")
+    ui.segmentFolderRadio.click()
+    ui.segmentFolderPath.currentPath = ui.segmentOutputPath.currentPath = str(scans)
+    ui.segmentButton.click()
+    wait_until(lambda: not panel.status.job.running, 60)
+    assert panel.status.job.status == 0, panel.status.job.error
+    assert len(list(scans.glob("*.seg.nrrd"))) == 4 and len(list(scans.iterdir())) == 8
 
 
 def test_the_model_card_of_the_chosen_student_is_shown_and_recent_ones_are_listed(tab, a_teacher, tmp_path):
@@ -106,12 +119,30 @@ def test_a_damaged_student_is_explained(tab, a_teacher, a_scan, tmp_path, wait_u
     broken = shutil.copytree(a_teacher, tmp_path / "broken")
     (broken / "models" / "model.safetensors").write_bytes(b"0" * 100)
     tab.choose(str(broken))
-    assert "Cannot be used" in tab.ui.modelCardText.plainText and "damaged" in tab.ui.modelCardText.plainText
     tab.ui.segmentVolumesSelector.check(a_scan)
     tab.ui.segmentButton.click()
     wait_until(lambda: not tab.panel.status.job.running, 60)
     wait_until(lambda: dialogs.shown)
     assert "changed or damaged" in dialogs.shown[-1].text
+    (broken / "configs" / "metadata.json").write_text("{", encoding="utf-8")
+    tab.choose(str(broken))
+    assert "Cannot be used" in tab.ui.modelCardText.plainText and "damaged" in tab.ui.modelCardText.plainText
+
+
+def test_a_student_is_shown_without_reading_its_weights(tab, a_teacher, tmp_path, monkeypatch):
+    import shutil
+
+    from KnowledgeTransferLib.records import bundle
+    from KnowledgeTransferSlicer.Controls import structuresOf
+
+    read, real = [], bundle.sha256
+    monkeypatch.setattr(bundle, "sha256", lambda path: read.append(path) or real(path))
+    other = str(shutil.copytree(a_teacher, tmp_path / "large"))
+    tab.choose(other)
+    assert tab.ui.modelCardText.plainText.startswith("Segments liver") and "liver" in structuresOf(other)
+    assert read == []
+    bundle.read_metadata(a_teacher)  # as those do who use it
+    assert read
 
 
 def test_several_volumes_are_segmented_in_one_go_also_under_a_transform(tab, a_foreign_cohort, wait_until):

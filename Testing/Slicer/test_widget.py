@@ -131,6 +131,27 @@ def test_the_event_loop_is_not_held_up_while_the_library_works(
     assert job.status == 0 and any(ticks)
 
 
+def test_tooltips_name_every_kind_of_teacher_and_what_is_written_elsewhere(ui):
+    kinds = ("made by KnowledgeTransfer", "run folder", "MONAI Bundle", "nnU-Net v2", "Auto3DSeg", "segmentations")
+    assert all(kind in ui.addTeacherFolderButton.toolTip for kind in kinds)
+    assert "nothing is written elsewhere" not in ui.workingFolderPath.toolTip
+    assert all(word in ui.workingFolderPath.toolTip for word in ("KnowledgeTransfer/results", "temporary", "Segment"))
+
+
+def test_many_runs_on_a_slow_drive_are_looked_at_less_often(the_panel, monkeypatch):
+    import time
+
+    from KnowledgeTransferSlicer.Widget import REFRESH_MS, refreshAfterMs
+
+    assert [refreshAfterMs(seconds) for seconds in (0, 0.099, 0.5, 100)] == [REFRESH_MS, REFRESH_MS, 10_000, 60_000]
+    monkeypatch.setattr(the_panel.distilTab, "showRuns", lambda: time.sleep(0.2))
+    the_panel.refresh()
+    assert the_panel._refreshTimer.interval >= 4000
+    monkeypatch.undo()
+    the_panel.refresh()
+    assert the_panel._refreshTimer.interval == REFRESH_MS
+
+
 @pytest.mark.parametrize("seconds, text", [(0, "0 s"), (59.7, "1 min 0 s"), (61, "1 min 1 s"), (3725, "1 h 2 min")])
 def test_waiting_times_are_told_as_people_do(a_scene, seconds, text):
     from KnowledgeTransferSlicer.Status import duration
