@@ -10,6 +10,13 @@ from KnowledgeTransferLib.records.reviews import case_states
 from KnowledgeTransferLib.records.run_directory import RunDirectory
 
 
+def opened_of(run, case):
+    """The scan and the annotation of a case in the scene, or None."""
+    from KnowledgeTransferSlicer import SceneRuns
+
+    return SceneRuns.openedOf(run, case)
+
+
 @pytest.fixture
 def tab(the_panel, tmp_path):
     """The panel with a working folder; the test's end stops what still runs."""
@@ -26,6 +33,23 @@ def a_scan(a_scene, a_foreign_cohort):
     import slicer
 
     return slicer.util.loadVolume(str(sorted((a_foreign_cohort / "images").iterdir())[0]))
+
+
+def edited(volume, segmentation):
+    """Draw the first segment anew; returns its value and how many voxels it has now."""
+    import slicer
+
+    source = segmentation.GetSegmentation()
+    value, segment_id = source.GetNthSegment(0).GetLabelValue(), source.GetNthSegmentID(0)
+    mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segment_id, volume)
+    mask[:] = 0
+    mask[:3] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, segment_id, volume)
+    return value, mask.sum()
+
+
+def state_of(tab, case) -> str:
+    return next(row[1] for row in texts(tab.ui.casesTable) if row[0] == case)
 
 
 def texts(table) -> list[list[str]]:
@@ -105,27 +129,123 @@ def test_cases_are_accepted_and_rejected_and_the_verdict_can_be_taken_back(revie
 
 
 def test_an_edited_annotation_is_saved_as_a_correction_and_learnt(reviewing, wait_until):
+    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
+    ui.casesTable.selectRow(0)
+    case = reviewing.chosen()
+    assert not ui.saveCorrectionButton.enabled  # not loaded yet
+    assert "press Load for review first" in ui.saveCorrectionButton.toolTip
+    ui.reviewButton.click()
+    value, voxels = edited(*opened_of(run, case))
+    assert ui.saveCorrectionButton.enabled and "as you edited it" in ui.saveCorrectionButton.toolTip
+    assert not ui.discardCorrectionButton.enabled
+    ui.saveCorrectionButton.click()
+    assert state_of(reviewing, case) == "corrected"
+    assert np.count_nonzero(read_annotation(run.corrected_annotation(case)) == value) == voxels
+
+
+def test_a_correction_is_discarded_only_after_a_yes_and_can_be_had_back(reviewing, dialogs):
+    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
+    ui.casesTable.selectRow(0)
+    case = reviewing.chosen()
+    ui.reviewButton.click()
+    edited(*opened_of(run, case))
+    ui.saveCorrectionButton.click()
+    correction = run.corrected_annotation(case)
+    saved = correction.read_bytes()
+    dialogs.answer(False)
+    ui.discardCorrectionButton.click()
+    assert correction.read_bytes() == saved and "Discard your correction" in dialogs.shown[0].text
+    dialogs.answer(True)
+    ui.discardCorrectionButton.click()
+    (kept,) = run.corrected_annotations.rglob("*.seg.nrrd")
+    assert kept != correction and kept.read_bytes() == saved and kept.parent.name in ui.statusLabel.text
+    assert state_of(reviewing, case) == "annotated" and not ui.discardCorrectionButton.enabled
+    assert not ui.saveCorrectionButton.enabled  # the next review loads the pseudo-annotation
+
+
+def test_annotating_again_does_not_put_the_teachers_opinion_in_place_of_a_correction(
+    tab, a_scan, a_teacher, wait_until
+):
+    ui, panel = tab.ui, tab.panel
+    ui.annotateVolumesSelector.check(a_scan)
+    tab.addTeacher(str(a_teacher))
+    ui.annotateRunName.text = "again"
+    ui.annotateButton.click()
+    wait_until(lambda: not panel.status.job.running, 60)
+    run = RunDirectory(tab.run())
+    ui.casesTable.selectRow(0)
+    case = tab.chosen()
+    value, voxels = edited(*opened_of(run, case))
+    ui.saveCorrectionButton.click()
+    mine = opened_of(run, case)[1]
+    edited(*opened_of(run, case))  # again, and not saved yet
+    for uncertainty in (False, True):  # with it the library has news of the case, else it has none
+        ui.uncertaintyCheckBox.checked = uncertainty
+        ui.annotateButton.click()
+        wait_until(lambda: not panel.status.job.running, 60)
+        ui.casesTable.selectRow(0)
+        assert opened_of(run, case)[1] is mine
+        ui.saveCorrectionButton.click()
+        assert np.count_nonzero(read_annotation(run.corrected_annotation(case)) == value) == voxels
+        edited(*opened_of(run, case))
+
+
+def test_a_scan_that_is_loaded_again_gets_its_correction_back(tab, a_scan, a_teacher, a_foreign_cohort, wait_until):
+    import slicer
+
+    ui, panel = tab.ui, tab.panel
+    ui.annotateVolumesSelector.check(a_scan)
+    tab.addTeacher(str(a_teacher))
+    ui.annotateRunName.text = "again"
+    ui.annotateButton.click()
+    wait_until(lambda: not panel.status.job.running, 60)
+    run = RunDirectory(tab.run())
+    ui.casesTable.selectRow(0)
+    case = tab.chosen()
+    value, voxels = edited(*opened_of(run, case))
+    ui.saveCorrectionButton.click()
+    slicer.mrmlScene.RemoveNode(opened_of(run, case)[1])
+    ui.annotateButton.click()
+    wait_until(lambda: not panel.status.job.running, 60)
+    volume, segmentation = opened_of(run, case)
+    segment_id = segmentation.GetSegmentation().GetNthSegmentID(0)
+    assert slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segment_id, volume).sum() == voxels
+    ui.casesTable.selectRow(0)
+    ui.saveCorrectionButton.click()
+    assert np.count_nonzero(read_annotation(run.corrected_annotation(case)) == value) == voxels
+
+
+def test_a_correction_of_a_rejected_case_is_learnt(reviewing):
+    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
+    ui.casesTable.selectRow(0)
+    case = reviewing.chosen()
+    ui.rejectButton.click()
+    ui.reviewButton.click()
+    edited(*opened_of(run, case))
+    ui.saveCorrectionButton.click()
+    assert "the student learns it" in ui.statusLabel.text and state_of(reviewing, case) == "corrected"
+    ui.rejectButton.click()
+    assert state_of(reviewing, case) == "rejected" and ui.discardCorrectionButton.enabled
+
+
+def test_a_scene_that_is_opened_again_knows_which_case_is_corrected(reviewing, tmp_path):
     import slicer
 
     ui, run = reviewing.ui, RunDirectory(reviewing.shown)
     ui.casesTable.selectRow(0)
     case = reviewing.chosen()
-    assert not ui.saveCorrectionButton.enabled  # not loaded yet
     ui.reviewButton.click()
-    volume, segmentation = reviewing.opened[run.path, case]
-    source = segmentation.GetSegmentation()
-    value, segment_id = source.GetNthSegment(0).GetLabelValue(), source.GetNthSegmentID(0)
-    mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segment_id, volume)
-    mask[:] = 0
-    mask[:3] = 1
-    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, segment_id, volume)
+    value, voxels = edited(*opened_of(run, case))
+    slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear(0)
+    ui.casesTable.selectRow(0)
+    assert opened_of(run, case) is None and not ui.saveCorrectionButton.enabled
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    assert reviewing.shown == run.path
+    reviewing.showCases(case)
     assert ui.saveCorrectionButton.enabled
     ui.saveCorrectionButton.click()
-    assert [row[1] for row in texts(ui.casesTable) if row[0] == case] == ["corrected"]
-    found = read_annotation(run.corrected_annotation(case))
-    assert np.count_nonzero(found == value) == mask.sum()
-    ui.discardCorrectionButton.click()
-    assert not run.corrected_annotation(case).exists()
+    assert np.count_nonzero(read_annotation(run.corrected_annotation(case)) == value) == voxels
 
 
 def test_another_run_with_the_same_cases_is_not_taken_for_this_one(reviewing):
@@ -136,13 +256,14 @@ def test_another_run_with_the_same_cases_is_not_taken_for_this_one(reviewing):
     ui.casesTable.selectRow(0)
     case = reviewing.chosen()
     ui.reviewButton.click()
-    mine = reviewing.opened[first.path, case]
+    mine = opened_of(first, case)
     shutil.copytree(first.path, first.path.parent / "second run")
     reviewing.panel.parameters.annotateRunName = "second run"
     ui.casesTable.selectRow(0)
     assert reviewing.chosen() == case and not ui.saveCorrectionButton.enabled
     ui.reviewButton.click()
-    assert reviewing.opened[first.path.parent / "second run", case][1] is not mine[1]
+    assert opened_of(RunDirectory(first.path.parent / "second run"), case)[1] is not mine[1]
+    assert opened_of(first, case) == mine
 
 
 def test_a_case_loaded_twice_is_loaded_once(reviewing):
@@ -154,7 +275,8 @@ def test_a_case_loaded_twice_is_loaded_once(reviewing):
     assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 1
     slicer.mrmlScene.Clear(0)
     reviewing.panel.parameters.annotateRunName = RunDirectory(reviewing.shown or "").path.name
-    assert reviewing.opened == {}
+    reviewing.ui.casesTable.selectRow(0)
+    assert reviewing._opened(reviewing.chosen()) is None
 
 
 def test_cancel_in_the_middle_leaves_no_process_and_no_half_file(tab, a_foreign_cohort, a_teacher, wait_until):
