@@ -1,6 +1,7 @@
 """AnnotateTab: choose scans and teachers, annotate, and review what came out."""
 
 import itertools
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,12 @@ from slicer.i18n import tr as _
 
 from KnowledgeTransferLib.records import bundle, reviews
 from KnowledgeTransferLib.records.progress import explain
-from KnowledgeTransferLib.records.run_directory import RunDirectory
+from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json
 from KnowledgeTransferLib.records.settings import read_settings
 
 from . import Requirements, SceneIO
 from .Controls import allOrNone, check, nameOf, onPath, setCell, setPath, stretch, structuresOf, without
-from .SceneRuns import DRAWN, SCENE, openedOf, unlink
+from .SceneRuns import DRAWN, SCANS, SCENE, closeReviewed, openedOf, unlink
 
 FROM_SCENE = "Segmentations in the scene"
 
@@ -150,6 +151,8 @@ class AnnotateTab:
         }  # fmt: skip
         with self.panel.messages():
             parameters.annotateRunName = self._runNameFor(parameters.annotateRunName.strip(), teachers)
+            if not RunDirectory(self.run()).annotations.is_file():
+                unlink(RunDirectory(self.run()))  # of an earlier run of this name that is gone
             if parameters.annotateFrom == "scene":
                 job = self.logic.annotate(list(parameters.annotateVolumes), teachers, self.run(), **options)
             else:
@@ -165,7 +168,7 @@ class AnnotateTab:
         job.onFinished.append(self._onFinished)
 
     def _runNameFor(self, name, teachers):
-        """A run keeps its teachers: with others, the next free name; without a name, the day and time."""
+        """A run keeps its teachers and its cohort: with others, the next free name; without a name, day and time."""
         if not name:
             return time.strftime("run %Y-%m-%d %H.%M")
         for number in itertools.count(1):
@@ -173,15 +176,22 @@ class AnnotateTab:
             run = RunDirectory(self.panel.workingFolder / tried)
             known = {t["path"]: t["weight"] for t in read_settings(run, "annotate").get("teachers", ())}
             wanted = {str(run.path / DRAWN if path == SCENE else path): weight for path, weight in teachers.items()}
-            if not run.annotations.is_file() or known == wanted:
+            if not run.annotations.is_file() or (known == wanted and self._isOfThisCohort(run)):
                 return tried
+
+    def _isOfThisCohort(self, run):
+        """In another folder a file of the same name is another patient's; what was decided here is not for it."""
+        parameters = self.panel.parameters
+        chosen = run.path / SCANS if parameters.annotateFrom == "scene" else parameters.annotateCohort
+        known = read_json(run.cohort).get("source", "") if run.cohort.is_file() else ""
+        return Path(known) == Path(os.path.abspath(chosen))
 
     def onReview(self):
         case = self.chosen()
         if case is None:
             return
         with self.panel.messages():
-            volume, segmentation = self._opened(case) or self.logic.loadForReview(self.shown, case)
+            volume, segmentation = self._opened(case) or self._loaded(case)
             uncertainty = SceneIO.uncertaintyOf(volume)
             slicer.util.setSliceViewerLayers(
                 background=volume, foreground=uncertainty, foregroundOpacity=SceneIO.OVERLAY, fit=True
@@ -189,6 +199,12 @@ class AnnotateTab:
             for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
                 node.SetDisplayVisibility(node is segmentation)
         self.updateButtons()
+
+    def _loaded(self, case):
+        """One case after the other would fill the memory."""
+        parameters = self.panel.parameters
+        closeReviewed([*parameters.annotateVolumes, *parameters.segmentVolumes])
+        return self.logic.loadForReview(self.shown, case)
 
     def onVerdict(self, verdict):
         case = self.chosen()

@@ -18,7 +18,7 @@ from KnowledgeTransferLib.records.settings import NONE
 from . import Requirements, SceneIO
 from .LibraryProcess import Library
 from .ParameterNode import KnowledgeTransferParameterNode
-from .SceneRuns import PSEUDO, SCANS, SCENE, exported, link, showAnnotation, showSegmentation, withScene
+from .SceneRuns import PSEUDO, REVIEWED, SCANS, SCENE, exported, link, showAnnotation, showSegmentation, withScene
 
 TEMPORARY = "KnowledgeTransfer-temporary-"
 TASK = "totalsegmentator:"  # in place of a teacher's path
@@ -157,6 +157,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
             raise ValueError(f"{caseId}: has no annotation yet")
         volume = slicer.util.loadVolume(str(_fileOf(state.images[0])))
         volume.SetName(slicer.mrmlScene.GenerateUniqueName(caseId))
+        volume.SetAttribute(REVIEWED, volume.GetID())
         segmentation = SceneIO.loadSegmentation(state.annotation, volume, f"{volume.GetName()} {PSEUDO}")
         link(segmentation, run, caseId)
         return volume, segmentation

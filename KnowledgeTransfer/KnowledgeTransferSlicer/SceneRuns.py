@@ -18,6 +18,7 @@ SCANS = "scans"  # folder in a run that keeps loaded volumes
 DRAWN = "segmentations_of_the_scene"  # folder in a run that keeps what was drawn on them
 RUN = "KnowledgeTransfer.Run"  # attributes of a segmentation node: which case of which run it annotates
 CASE = "KnowledgeTransfer.Case"
+REVIEWED = "KnowledgeTransfer.LoadedForReview"  # attribute of a volume node: its id, which a clone does not have
 
 
 @contextlib.contextmanager
@@ -151,3 +152,21 @@ def _show(job, volume, file, name, load):
         shutil.copy(file, kept)
     job.lost.append(f"The scan of {Path(file).name} is no longer in the scene; its result is {kept}")
     return None
+
+
+def closeReviewed(used=()):
+    """Take out of the scene what was loaded for review; not what was edited since it was loaded or saved, nor scans
+    that something else was drawn on or that are `used`."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    pairs = [(SceneIO.referenceVolume(node), node) for node in nodes]
+    for volume, segmentation in pairs:
+        drawnOn = [pair for pair in pairs if pair[0] is volume]
+        if volume is not None and volume not in used and len(drawnOn) == 1 and _isAsLoaded(volume, segmentation):
+            SceneIO.removeNode(segmentation)
+            SceneIO.removeNode(volume)
+
+
+def _isAsLoaded(volume, segmentation):
+    ours = volume.GetAttribute(REVIEWED) == volume.GetID() and segmentation.GetAttribute(CASE) is not None
+    moved = volume.GetParentTransformNode() or segmentation.GetParentTransformNode()
+    return ours and not moved and not volume.GetModifiedSinceRead() and SceneIO.isAsInFile(segmentation)

@@ -1,5 +1,6 @@
 """AnnotateTab: scans and teachers are chosen, the teachers annotate, a person reviews; with the real library."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -250,13 +251,12 @@ def test_a_scene_that_is_opened_again_knows_which_case_is_corrected(reviewing, t
 
 def test_another_run_with_the_same_cases_is_not_taken_for_this_one(reviewing):
     """Else a review, or a correction, of one run's segmentation would count for the other's."""
-    import shutil
-
     ui, first = reviewing.ui, RunDirectory(reviewing.shown)
     ui.casesTable.selectRow(0)
     case = reviewing.chosen()
     ui.reviewButton.click()
     mine = opened_of(first, case)
+    edited(*mine)
     shutil.copytree(first.path, first.path.parent / "second run")
     reviewing.panel.parameters.annotateRunName = "second run"
     ui.casesTable.selectRow(0)
@@ -340,8 +340,6 @@ def test_a_teacher_with_code_of_its_own_is_trusted_only_after_a_yes(tab, tmp_pat
 
 
 def test_another_teacher_gets_another_run(tab, a_scan, a_teacher, tmp_path, wait_until):
-    import shutil
-
     tab.ui.annotateVolumesSelector.check(a_scan)
     tab.addTeacher(str(a_teacher))
     tab.ui.annotateRunName.text = "mine"
@@ -352,6 +350,101 @@ def test_another_teacher_gets_another_run(tab, a_scan, a_teacher, tmp_path, wait
         wait_until(lambda: not tab.panel.status.job.running, 60)
         assert tab.panel.status.job.status == 0, tab.panel.status.job.error
         assert tab.panel.parameters.annotateRunName == name and tab.ui.casesTable.rowCount == 1
+
+
+def test_another_folder_with_the_same_file_names_gets_another_run(
+    tab, a_foreign_cohort, a_teacher, tmp_path, wait_until
+):
+    """Else the verdicts and corrections of one patient would count for another one's image."""
+    ui, panel, days = tab.ui, tab.panel, [tmp_path / "day 1", tmp_path / "day 2"]
+    for day, scan in zip(days, sorted((a_foreign_cohort / "images").iterdir()), strict=False):
+        day.mkdir()
+        shutil.copy(scan, day / f"patient{''.join(scan.suffixes)}")
+    tab.addTeacher(str(a_teacher))
+    panel.parameters.annotateFrom, panel.parameters.annotateRunName = "disk", "mine"
+    state = "annotated"
+    for day, name in ((days[0], "mine"), (days[0], "mine"), (days[1], "mine 2"), (days[1], "mine 2")):
+        ui.annotateCohortPath.currentPath = str(day)
+        ui.annotateButton.click()
+        wait_until(lambda: not panel.status.job.running, 60)
+        assert panel.status.job.status == 0, panel.status.job.error
+        assert panel.parameters.annotateRunName == name
+        assert texts(ui.casesTable)[0][:2] == ["patient", "annotated" if day is days[1] else state]
+        ui.casesTable.selectRow(0)
+        if name == "mine" and state == "annotated":
+            ui.rejectButton.click()
+            state = "rejected"
+
+
+def test_a_run_that_was_removed_leaves_no_case_open_in_its_name(tab, a_volume, a_scan, a_teacher, wait_until):
+    """Its segmentation would be saved as the correction of another patient's scan."""
+    import slicer
+
+    tab.addTeacher(str(a_teacher))
+    tab.ui.annotateRunName.text = "mine"
+    other = a_volume(slicer.util.arrayFromVolume(a_scan) + 1, name="other")
+    other.CopyOrientation(a_scan)
+    for volume in (a_scan, other):
+        volume.SetName("CT")
+        tab.panel.parameters.annotateVolumes = [volume]
+        tab.ui.annotateButton.click()
+        wait_until(lambda: not tab.panel.status.job.running, 60)
+        assert opened_of(RunDirectory(tab.run()), "CT")[0] is volume
+        edited(*opened_of(RunDirectory(tab.run()), "CT"))
+        shutil.rmtree(tab.run())
+
+
+def test_reviewing_one_case_after_the_other_does_not_fill_the_memory(reviewing, a_scan):
+    """Edits that were not saved stay, and so does what the user loaded or used."""
+    import slicer
+
+    from KnowledgeTransferSlicer import SceneIO
+
+    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
+
+    def review(row):
+        ui.casesTable.selectRow(row)
+        ui.reviewButton.click()
+        return opened_of(run, reviewing.chosen())
+
+    def there(pair):
+        return [SceneIO.isInScene(node) for node in pair]
+
+    before = slicer.mrmlScene.GetNumberOfNodes()
+    looked_at = review(0)
+    ui.acceptButton.click()
+    count = slicer.mrmlScene.GetNumberOfNodes() - before
+    corrected = review(1)
+    assert there(looked_at) == [False, False] and there(corrected) == [True, True]
+    assert slicer.mrmlScene.GetNumberOfNodes() - before == count  # no display stays either
+    edited(*corrected)
+    ui.saveCorrectionButton.click()
+    unsaved = review(2)
+    assert there(corrected) == [False, False]
+    edited(*unsaved)
+    used = review(3)
+    reviewing.panel.parameters.segmentVolumes = [used[0]]
+    again = review(0)
+    again[0].GetImageData().Modified()  # as by a filter
+    review(1)
+    assert there(unsaved) == there(used) == there(again) == [True, True] and SceneIO.isInScene(a_scan)
+    assert review(2) == unsaved
+
+
+def test_a_reviewed_scan_on_which_something_was_drawn_stays(reviewing):
+    import slicer
+
+    from KnowledgeTransferSlicer import SceneIO
+
+    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
+    ui.casesTable.selectRow(0)
+    ui.reviewButton.click()
+    volume, segmentation = opened_of(run, reviewing.chosen())
+    own = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    own.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    ui.casesTable.selectRow(1)
+    ui.reviewButton.click()
+    assert all(map(SceneIO.isInScene, (volume, segmentation, own)))
 
 
 def test_a_scene_whose_teacher_is_gone_opens_no_dialog(tab, tmp_path, dialogs):
