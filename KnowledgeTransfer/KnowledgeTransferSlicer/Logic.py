@@ -1,7 +1,6 @@
 """Logic: annotate, distil and segment from a script in Slicer's Python console, or from the panel."""
 
 import contextlib
-import filecmp
 import shutil
 import tempfile
 import time
@@ -175,7 +174,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         temporary = target.with_name(f".partial-{target.name}")
         try:
             hint = SceneIO.exportSegmentation(segmentationNode, volumeNode, temporary)
-            if target.is_file() and not filecmp.cmp(temporary, target, shallow=False):
+            if target.is_file():
                 _keepAside(target)
             temporary.replace(target)
         finally:
