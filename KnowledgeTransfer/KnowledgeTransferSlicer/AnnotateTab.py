@@ -1,6 +1,7 @@
 """AnnotateTab: choose scans and teachers, annotate, and review what came out."""
 
 import itertools
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,30 +12,27 @@ from slicer.i18n import tr as _
 
 from KnowledgeTransferLib.records import bundle, reviews
 from KnowledgeTransferLib.records.progress import explain
-from KnowledgeTransferLib.records.run_directory import RunDirectory
+from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json
 from KnowledgeTransferLib.records.settings import read_settings
 
 from . import Requirements, SceneIO
 from .Controls import allOrNone, check, nameOf, onPath, setCell, setPath, stretch, structuresOf, without
-from .SceneRuns import DRAWN, SCENE
+from .SceneRuns import DRAWN, SCANS, SCENE, closeReviewed, openedOf, unlink
 
 FROM_SCENE = "Segmentations in the scene"
 
 
 class AnnotateTab:
-    """The first tab.
-
-    `opened` holds the scan and segmentation nodes of the cases that are in the scene for review, by run and case.
-    """
+    """The first tab. Which case a segmentation in the scene annotates, its attributes tell (`SceneRuns.link`)."""
 
     def __init__(self, panel):
         self.panel, self.ui, self.logic = panel, panel.ui, panel.logic
         self.shown = None  # the run whose cases the table shows
         self.rows = []  # states of the cases, as the table shows them
-        self.opened = {}
         self.added = ""  # the teacher that the user added last
         self.known = {}  # teacher path -> what it segments
         ui = self.ui
+        self.aboutSaving = ui.saveCorrectionButton.toolTip
         ui.annotateSceneRadio.connect("toggled(bool)", self.onFrom)
         ui.annotateVolumesSelector.connect("checkedNodesChanged()", self.onVolumes)
         ui.annotateAllButton.connect(
@@ -61,7 +59,7 @@ class AnnotateTab:
         """The widgets were connected with a parameter node."""
 
     def sceneCloses(self):
-        self.opened = {}
+        """What is open for review is known by the scene alone."""
 
     def update(self, parameters):
         """Let the widgets follow the parameter node."""
@@ -87,12 +85,17 @@ class AnnotateTab:
         ui.annotateButton.enabled = bool(given) and bool(parameters.teacherPaths) and not busy
         ui.annotateButton.toolTip = self._whatIsMissing(bool(given), bool(parameters.teacherPaths), busy)
         ui.removeTeacherButton.enabled = ui.teachersTable.currentRow() >= 0
-        case = self.chosen()
-        state = self.rows[self._rowOf(case)] if case else None
-        there = state is not None and state.annotation is not None
+        self._updateReview(ui, self.chosen())
+
+    def _updateReview(self, ui, case):
+        there = case is not None and self.rows[self._rowOf(case)].annotation is not None
         ui.reviewButton.enabled = ui.acceptButton.enabled = ui.rejectButton.enabled = there
-        ui.saveCorrectionButton.enabled = there and self._isOpen(case)
-        ui.discardCorrectionButton.enabled = there and state.state == "corrected"
+        opened = there and self._opened(case) is not None
+        ui.saveCorrectionButton.enabled = opened
+        first = _("Choose a case and press Load for review first; then edit its segmentation with Segment Editor")
+        ui.saveCorrectionButton.toolTip = self.aboutSaving if opened else first
+        corrected = case is not None and RunDirectory(self.shown).corrected_annotation(case).is_file()
+        ui.discardCorrectionButton.enabled = corrected
 
     def run(self):
         """The run directory that this tab works in; None before it has a name."""
@@ -148,6 +151,8 @@ class AnnotateTab:
         }  # fmt: skip
         with self.panel.messages():
             parameters.annotateRunName = self._runNameFor(parameters.annotateRunName.strip(), teachers)
+            if not RunDirectory(self.run()).annotations.is_file():
+                unlink(RunDirectory(self.run()))  # of an earlier run of this name that is gone
             if parameters.annotateFrom == "scene":
                 job = self.logic.annotate(list(parameters.annotateVolumes), teachers, self.run(), **options)
             else:
@@ -163,7 +168,7 @@ class AnnotateTab:
         job.onFinished.append(self._onFinished)
 
     def _runNameFor(self, name, teachers):
-        """A run keeps its teachers: with others, the next free name; without a name, the day and time."""
+        """A run keeps its teachers and its cohort: with others, the next free name; without a name, day and time."""
         if not name:
             return time.strftime("run %Y-%m-%d %H.%M")
         for number in itertools.count(1):
@@ -171,17 +176,22 @@ class AnnotateTab:
             run = RunDirectory(self.panel.workingFolder / tried)
             known = {t["path"]: t["weight"] for t in read_settings(run, "annotate").get("teachers", ())}
             wanted = {str(run.path / DRAWN if path == SCENE else path): weight for path, weight in teachers.items()}
-            if not run.annotations.is_file() or known == wanted:
+            if not run.annotations.is_file() or (known == wanted and self._isOfThisCohort(run)):
                 return tried
+
+    def _isOfThisCohort(self, run):
+        """In another folder a file of the same name is another patient's; what was decided here is not for it."""
+        parameters = self.panel.parameters
+        chosen = run.path / SCANS if parameters.annotateFrom == "scene" else parameters.annotateCohort
+        known = read_json(run.cohort).get("source", "") if run.cohort.is_file() else ""
+        return Path(known) == Path(os.path.abspath(chosen))
 
     def onReview(self):
         case = self.chosen()
         if case is None:
             return
         with self.panel.messages():
-            if not self._isOpen(case):
-                self.opened[self._key(case)] = self.logic.loadForReview(self.shown, case)
-            volume, segmentation = self.opened[self._key(case)]
+            volume, segmentation = self._opened(case) or self._loaded(case)
             uncertainty = SceneIO.uncertaintyOf(volume)
             slicer.util.setSliceViewerLayers(
                 background=volume, foreground=uncertainty, foregroundOpacity=SceneIO.OVERLAY, fit=True
@@ -189,6 +199,12 @@ class AnnotateTab:
             for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
                 node.SetDisplayVisibility(node is segmentation)
         self.updateButtons()
+
+    def _loaded(self, case):
+        """One case after the other would fill the memory."""
+        parameters = self.panel.parameters
+        closeReviewed([*parameters.annotateVolumes, *parameters.segmentVolumes])
+        return self.logic.loadForReview(self.shown, case)
 
     def onVerdict(self, verdict):
         case = self.chosen()
@@ -200,17 +216,27 @@ class AnnotateTab:
     def onSaveCorrection(self):
         case = self.chosen()
         with self.panel.messages():
-            volume, segmentation = self.opened[self._key(case)]
+            opened = self._opened(case)
+            if opened is None:  # it left the scene meanwhile
+                raise ValueError(_("{case}: press Load for review first").format(case=case))
+            volume, segmentation = opened
             hint = self.logic.saveCorrection(self.shown, case, segmentation, volume)
             saved = _("{case}: correction saved; the student learns it").format(case=case)
             self.panel.status.say(f"{saved}. {hint}" if hint else saved)
         self.showCases(case)
 
     def onDiscardCorrection(self):
-        case = self.chosen()
+        run, case = RunDirectory(self.shown), self.chosen()
+        question = _(
+            "Discard your correction of {case}? The student then learns the teachers' annotation instead. "
+            "The file of the correction is kept in the run's folder."
+        ).format(case=case)
+        if not slicer.util.confirmYesNoDisplay(question, windowTitle="KnowledgeTransfer"):
+            return
         with self.panel.messages():
-            self.logic.discardCorrection(self.shown, case)
-            self.opened.pop(self._key(case), None)
+            kept = self.logic.discardCorrection(run.path, case)
+            unlink(run, case)
+            self.panel.status.say(_("{case}: correction discarded; it is kept as {kept}").format(case=case, kept=kept))
         self.showCases(case)
 
     def showCases(self, chosen=None):
@@ -236,13 +262,9 @@ class AnnotateTab:
         for column, text in enumerate((state.id, state.state, confidence)):
             setCell(self.ui.casesTable, row, column, text, state.message or text)
 
-    def _key(self, case, run=None):
-        """Two runs have cases of the same names."""
-        return RunDirectory(run or self.shown).path, case
-
-    def _isOpen(self, case):
-        nodes = self.opened.get(self._key(case))
-        return nodes is not None and all(map(SceneIO.isInScene, nodes))
+    def _opened(self, case):
+        """The scan and the segmentation of a case that are in the scene, or None."""
+        return openedOf(RunDirectory(self.shown), case)
 
     def _onEvent(self, event):
         row = self._rowOf(event.get("case"))
@@ -259,7 +281,6 @@ class AnnotateTab:
         self._showCase(row, self.rows[row])
 
     def _onFinished(self, job):
-        self.opened.update({self._key(case, job.run.path): nodes for case, nodes in job.pairs.items()})
         self.showCases(self.chosen())
         self.panel.distilTab.showRuns()
         self.panel.showError(job)

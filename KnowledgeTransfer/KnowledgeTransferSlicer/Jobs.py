@@ -38,7 +38,6 @@ class Job:
         self.temporary = False  # whether the run directory is removed at the end
         self.folder = run.path  # where its results lie
         self.nodes = []  # that came into the scene
-        self.pairs = {}  # case id -> its scan and annotation in the scene
         self.places = {}  # id of a volume -> where it lay when it was written
         self.hints = []  # what is good to know
         self.lost = []  # results whose scan is no longer in the scene

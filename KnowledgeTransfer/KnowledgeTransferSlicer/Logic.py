@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 
 import slicer
@@ -18,10 +19,11 @@ from KnowledgeTransferLib.records.settings import NONE
 from . import Requirements, SceneIO
 from .LibraryProcess import Library
 from .ParameterNode import KnowledgeTransferParameterNode
-from .SceneRuns import PSEUDO, SCANS, SCENE, exported, showAnnotation, showSegmentation, withScene
+from .SceneRuns import PSEUDO, REVIEWED, SCANS, SCENE, exported, link, showAnnotation, showSegmentation, withScene
 
 TEMPORARY = "KnowledgeTransfer-temporary-"
 TASK = "totalsegmentator:"  # in place of a teacher's path
+EARLIER = "earlier"  # folder beside the corrections; keeps those that were replaced or discarded
 STALE_S = 24 * 3600
 GO_ON = ("annotate", "distil")  # steps that go on with a run directory alone
 
@@ -162,30 +164,47 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
 
     def loadForReview(self, runDirectory, caseId):
         """Load a case's scan and annotation; returns the two nodes."""
-        state = next(state for state in reviews.case_states(RunDirectory(runDirectory)) if state.id == caseId)
+        run = RunDirectory(runDirectory)
+        state = next(state for state in reviews.case_states(run) if state.id == caseId)
         if state.annotation is None:
             raise ValueError(f"{caseId}: has no annotation yet")
         volume = slicer.util.loadVolume(str(_fileOf(state.images[0])))
         volume.SetName(slicer.mrmlScene.GenerateUniqueName(caseId))
-        return volume, SceneIO.loadSegmentation(state.annotation, volume, f"{volume.GetName()} {PSEUDO}")
+        volume.SetAttribute(REVIEWED, volume.GetID())
+        segmentation = SceneIO.loadSegmentation(state.annotation, volume, f"{volume.GetName()} {PSEUDO}")
+        link(segmentation, run, caseId)
+        return volume, segmentation
 
     def saveCorrection(self, runDirectory, caseId, segmentationNode, volumeNode):
         """Keep an edited segmentation as the case's corrected annotation; the pseudo-annotation stays beside it.
 
+        An earlier correction of the case is kept in the folder "earlier" beside it. A rejected case is no longer so.
+
         Returns:
             a sentence on segments that overlap; empty where none do.
         """
-        target = RunDirectory(runDirectory).corrected_annotation(caseId)
+        run = RunDirectory(runDirectory)
+        target = run.corrected_annotation(caseId)
         temporary = target.with_name(f".partial-{target.name}")
         try:
             hint = SceneIO.exportSegmentation(segmentationNode, volumeNode, temporary)
+            if target.is_file():
+                _keepAside(target)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+        if not hint:  # else what the file does not hold is in the scene alone
+            SceneIO.setAsInFile(segmentationNode)
+        if reviews.read_reviews(run).get(caseId) == "rejected":
+            reviews.write_review(run, caseId, None)
         return hint
 
     def discardCorrection(self, runDirectory, caseId):
-        RunDirectory(runDirectory).corrected_annotation(caseId).unlink(missing_ok=True)
+        """Let the pseudo-annotation count again; returns the file that keeps the correction."""
+        corrected = RunDirectory(runDirectory).corrected_annotation(caseId)
+        kept = _keepAside(corrected)
+        corrected.unlink()
+        return kept
 
     def close(self, stopRuns=False):
         """End the warm process; runs in processes of their own go on unless they are to be stopped."""
@@ -222,6 +241,13 @@ def removeStaleFolders():
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime > STALE_S:
                 shutil.rmtree(folder)
+
+
+def _keepAside(correction):
+    """Copy a correction to where the library does not read it; a person can copy it back."""
+    kept = correction.parent / EARLIER / f"{datetime.now():%Y-%m-%d %H.%M.%S.%f}" / correction.name
+    kept.parent.mkdir(parents=True)
+    return Path(shutil.copy2(correction, kept))
 
 
 def _checked(volumeNodes):

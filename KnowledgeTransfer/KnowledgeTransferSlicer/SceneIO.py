@@ -12,6 +12,7 @@ from vtk.util import numpy_support
 
 UNCERTAINTY_COLORS = "vtkMRMLColorTableNodeFileHotToColdRainbow.txt"
 VOLUMES = "KnowledgeTransfer.VolumesMl"  # attribute of a segmentation node
+AS_IN_FILE = "KnowledgeTransfer.AsInFile"  # of one that nobody edited since it was read from a run or saved there
 MOST_VOXELS_COUNTED = 20_000_000
 BINARY = "Binary labelmap"
 UNCERTAINTY = "KnowledgeTransfer.UncertaintyOf"  # attribute of a volume node
@@ -279,6 +280,14 @@ def isInScene(node):
     return node is not None and bool(slicer.mrmlScene.IsNodePresent(node))
 
 
+def removeNode(node):
+    """Take a node out of the scene, with what Slicer made for it: displays and the record of its file."""
+    own = [node.GetNthDisplayNode(number) for number in range(node.GetNumberOfDisplayNodes())]
+    for part in [node, *own, node.GetStorageNode()]:
+        if part is not None:
+            slicer.mrmlScene.RemoveNode(part)
+
+
 def segmentNames(segmentation):
     source = segmentation.GetSegmentation()
     return [source.GetNthSegment(n).GetName() for n in range(source.GetNumberOfSegments())]
@@ -287,28 +296,43 @@ def segmentNames(segmentation):
 def setVolumesMl(segmentation, volumesMl):
     """Keep the volume of each structure with the node, so that it is saved with the scene."""
     segmentation.SetAttribute(VOLUMES, json.dumps(volumesMl))
-    _forgetVolumesWhenEdited(segmentation)
+    _watchEdits(segmentation)
 
 
-def _forgetVolumesWhenEdited(segmentation):
+def setAsInFile(segmentation):
+    """Remember, until the next edit, that a file of a run holds the same; a clone has another id and does not count."""
+    segmentation.SetAttribute(AS_IN_FILE, segmentation.GetID())
+    _watchEdits(segmentation)
+
+
+def isAsInFile(segmentation):
+    return segmentation.GetAttribute(AS_IN_FILE) == segmentation.GetID()
+
+
+def _watchEdits(segmentation):
     """An observer that held the node would keep it in memory when the scene is closed: it knows the id alone."""
     nodeId = segmentation.GetID()
 
     def forget(caller, event):
         node = slicer.mrmlScene.GetNodeByID(nodeId)
         if node is not None and node.GetSegmentation() is caller:
-            node.RemoveAttribute(VOLUMES)
+            _forgetOnEdit(node)
 
     kinds = slicer.vtkSegmentation
     for event in (kinds.SourceRepresentationModified, kinds.SegmentModified, kinds.SegmentAdded, kinds.SegmentRemoved):
         segmentation.GetSegmentation().AddObserver(event, forget)
 
 
+def _forgetOnEdit(node):
+    node.RemoveAttribute(VOLUMES)
+    node.RemoveAttribute(AS_IN_FILE)
+
+
 def watchImported(trusted):
-    """Watch the segmentations that came with a scene; where edits may have gone unseen, their volumes are forgotten."""
+    """Watch the segmentations that came with a scene; where edits may have gone unseen, they count as edited."""
     for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
-        if node.GetAttribute(VOLUMES) is not None:
-            _forgetVolumesWhenEdited(node) if trusted else node.RemoveAttribute(VOLUMES)
+        if node.GetAttribute(VOLUMES) is not None or node.GetAttribute(AS_IN_FILE) is not None:
+            _watchEdits(node) if trusted else _forgetOnEdit(node)
 
 
 def volumesMl(segmentation):

@@ -16,6 +16,9 @@ SCENE = "scene:"  # in place of a teacher's path: the segmentation nodes of the 
 PSEUDO = "pseudo-annotation"
 SCANS = "scans"  # folder in a run that keeps loaded volumes
 DRAWN = "segmentations_of_the_scene"  # folder in a run that keeps what was drawn on them
+RUN = "KnowledgeTransfer.Run"  # attributes of a segmentation node: which case of which run it annotates
+CASE = "KnowledgeTransfer.Case"
+REVIEWED = "KnowledgeTransfer.LoadedForReview"  # attribute of a volume node: its id, which a clone does not have
 
 
 @contextlib.contextmanager
@@ -88,17 +91,53 @@ def showAnnotation(job, cases, shown, event, uncertainty):
         _showCase(job, event["case"], volume, event.get("volumes_ml", {}), uncertainty)
     elif event["event"] == "done":
         for case, volume in cases.items():  # those that an earlier start has annotated
-            if case not in shown and job.run.pseudo_annotation(case).is_file():
+            if case not in shown and openedOf(job.run, case) is None and job.run.pseudo_annotation(case).is_file():
                 _showCase(job, case, volume, {}, uncertainty)
 
 
 def _showCase(job, case, volume, volumesMl, uncertainty):
-    node = _show(job, volume, job.run.pseudo_annotation(case), PSEUDO, SceneIO.loadSegmentation)
-    if node is not None:
-        SceneIO.setVolumesMl(node, volumesMl)
-        job.pairs[case] = (volume, node)
+    opened = openedOf(job.run, case)
+    if opened is None or SceneIO.isAsInFile(opened[1]):  # else what a person edited stays the case's annotation
+        _showSegmentation(job, case, volume, volumesMl)
     if uncertainty:
         _show(job, volume, job.run.uncertainty_map(case), "uncertainty", SceneIO.loadUncertainty)
+
+
+def _showSegmentation(job, case, volume, volumesMl):
+    """The pseudo-annotation; where a person corrected it, the correction."""
+    corrected = job.run.corrected_annotation(case)
+    file = corrected if corrected.is_file() else job.run.pseudo_annotation(case)
+    node = _show(job, volume, file, PSEUDO, SceneIO.loadSegmentation)
+    if node is not None:
+        if volumesMl and file != corrected:
+            SceneIO.setVolumesMl(node, volumesMl)
+        link(node, job.run, case)
+
+
+def link(segmentation, run, case):
+    """Remember in the scene, and so with it when it is saved, which case a node annotates that was just loaded."""
+    unlink(run, case)  # one alone is saved as the case's correction
+    segmentation.SetAttribute(RUN, str(run.path))
+    segmentation.SetAttribute(CASE, case)
+    SceneIO.setAsInFile(segmentation)
+
+
+def unlink(run, case=None):
+    """The nodes of a case, or of all cases of the run, stay in the scene as the user's own."""
+    for node in _linked(run, case):
+        node.RemoveAttribute(RUN)
+        node.RemoveAttribute(CASE)
+
+
+def _linked(run, case):
+    nodes = [n for n in slicer.util.getNodesByClass("vtkMRMLSegmentationNode") if n.GetAttribute(RUN) is not None]
+    return [n for n in nodes if Path(n.GetAttribute(RUN)) == run.path and case in (None, n.GetAttribute(CASE))]
+
+
+def openedOf(run, case):
+    """The scan and the annotation of a case that are in the scene, or None."""
+    pairs = [(SceneIO.referenceVolume(node), node) for node in _linked(run, case)]
+    return next((pair for pair in pairs if pair[0] is not None), None)
 
 
 def _show(job, volume, file, name, load):
@@ -113,3 +152,21 @@ def _show(job, volume, file, name, load):
         shutil.copy(file, kept)
     job.lost.append(f"The scan of {Path(file).name} is no longer in the scene; its result is {kept}")
     return None
+
+
+def closeReviewed(used=()):
+    """Take out of the scene what was loaded for review; not what was edited since it was loaded or saved, nor scans
+    that something else was drawn on or that are `used`."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    pairs = [(SceneIO.referenceVolume(node), node) for node in nodes]
+    for volume, segmentation in pairs:
+        drawnOn = [pair for pair in pairs if pair[0] is volume]
+        if volume is not None and volume not in used and len(drawnOn) == 1 and _isAsLoaded(volume, segmentation):
+            SceneIO.removeNode(segmentation)
+            SceneIO.removeNode(volume)
+
+
+def _isAsLoaded(volume, segmentation):
+    ours = volume.GetAttribute(REVIEWED) == volume.GetID() and segmentation.GetAttribute(CASE) is not None
+    moved = volume.GetParentTransformNode() or segmentation.GetParentTransformNode()
+    return ours and not moved and not volume.GetModifiedSinceRead() and SceneIO.isAsInFile(segmentation)

@@ -1,5 +1,6 @@
 """AnnotateTab: scans and teachers are chosen, the teachers annotate, a person reviews; with the real library."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,13 @@ import pytest
 from KnowledgeTransferLib.learning.volume import read_annotation
 from KnowledgeTransferLib.records.reviews import case_states
 from KnowledgeTransferLib.records.run_directory import RunDirectory
+
+
+def opened_of(run, case):
+    """The scan and the annotation of a case in the scene, or None."""
+    from KnowledgeTransferSlicer import SceneRuns
+
+    return SceneRuns.openedOf(run, case)
 
 
 @pytest.fixture
@@ -26,6 +34,23 @@ def a_scan(a_scene, a_foreign_cohort):
     import slicer
 
     return slicer.util.loadVolume(str(sorted((a_foreign_cohort / "images").iterdir())[0]))
+
+
+def edited(volume, segmentation):
+    """Draw the first segment anew; returns its value and how many voxels it has now."""
+    import slicer
+
+    source = segmentation.GetSegmentation()
+    value, segment_id = source.GetNthSegment(0).GetLabelValue(), source.GetNthSegmentID(0)
+    mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segment_id, volume)
+    mask[:] = 0
+    mask[:3] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, segment_id, volume)
+    return value, mask.sum()
+
+
+def state_of(tab, case) -> str:
+    return next(row[1] for row in texts(tab.ui.casesTable) if row[0] == case)
 
 
 def texts(table) -> list[list[str]]:
@@ -105,44 +130,140 @@ def test_cases_are_accepted_and_rejected_and_the_verdict_can_be_taken_back(revie
 
 
 def test_an_edited_annotation_is_saved_as_a_correction_and_learnt(reviewing, wait_until):
+    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
+    ui.casesTable.selectRow(0)
+    case = reviewing.chosen()
+    assert not ui.saveCorrectionButton.enabled  # not loaded yet
+    assert "press Load for review first" in ui.saveCorrectionButton.toolTip
+    ui.reviewButton.click()
+    value, voxels = edited(*opened_of(run, case))
+    assert ui.saveCorrectionButton.enabled and "as you edited it" in ui.saveCorrectionButton.toolTip
+    assert not ui.discardCorrectionButton.enabled
+    ui.saveCorrectionButton.click()
+    assert state_of(reviewing, case) == "corrected"
+    assert np.count_nonzero(read_annotation(run.corrected_annotation(case)) == value) == voxels
+
+
+def test_a_correction_is_discarded_only_after_a_yes_and_can_be_had_back(reviewing, dialogs):
+    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
+    ui.casesTable.selectRow(0)
+    case = reviewing.chosen()
+    ui.reviewButton.click()
+    edited(*opened_of(run, case))
+    ui.saveCorrectionButton.click()
+    correction = run.corrected_annotation(case)
+    saved = correction.read_bytes()
+    dialogs.answer(False)
+    ui.discardCorrectionButton.click()
+    assert correction.read_bytes() == saved and "Discard your correction" in dialogs.shown[0].text
+    dialogs.answer(True)
+    ui.discardCorrectionButton.click()
+    (kept,) = run.corrected_annotations.rglob("*.seg.nrrd")
+    assert kept != correction and kept.read_bytes() == saved and kept.parent.name in ui.statusLabel.text
+    assert state_of(reviewing, case) == "annotated" and not ui.discardCorrectionButton.enabled
+    assert not ui.saveCorrectionButton.enabled  # the next review loads the pseudo-annotation
+
+
+def test_annotating_again_does_not_put_the_teachers_opinion_in_place_of_a_correction(
+    tab, a_scan, a_teacher, wait_until
+):
+    ui, panel = tab.ui, tab.panel
+    ui.annotateVolumesSelector.check(a_scan)
+    tab.addTeacher(str(a_teacher))
+    ui.annotateRunName.text = "again"
+    ui.annotateButton.click()
+    wait_until(lambda: not panel.status.job.running, 60)
+    run = RunDirectory(tab.run())
+    ui.casesTable.selectRow(0)
+    case = tab.chosen()
+    value, voxels = edited(*opened_of(run, case))
+    ui.saveCorrectionButton.click()
+    mine = opened_of(run, case)[1]
+    edited(*opened_of(run, case))  # again, and not saved yet
+    for uncertainty in (False, True):  # with it the library has news of the case, else it has none
+        ui.uncertaintyCheckBox.checked = uncertainty
+        ui.annotateButton.click()
+        wait_until(lambda: not panel.status.job.running, 60)
+        ui.casesTable.selectRow(0)
+        assert opened_of(run, case)[1] is mine
+        ui.saveCorrectionButton.click()
+        assert np.count_nonzero(read_annotation(run.corrected_annotation(case)) == value) == voxels
+        edited(*opened_of(run, case))
+
+
+def test_a_scan_that_is_loaded_again_gets_its_correction_back(tab, a_scan, a_teacher, a_foreign_cohort, wait_until):
+    import slicer
+
+    ui, panel = tab.ui, tab.panel
+    ui.annotateVolumesSelector.check(a_scan)
+    tab.addTeacher(str(a_teacher))
+    ui.annotateRunName.text = "again"
+    ui.annotateButton.click()
+    wait_until(lambda: not panel.status.job.running, 60)
+    run = RunDirectory(tab.run())
+    ui.casesTable.selectRow(0)
+    case = tab.chosen()
+    value, voxels = edited(*opened_of(run, case))
+    ui.saveCorrectionButton.click()
+    slicer.mrmlScene.RemoveNode(opened_of(run, case)[1])
+    ui.annotateButton.click()
+    wait_until(lambda: not panel.status.job.running, 60)
+    volume, segmentation = opened_of(run, case)
+    segment_id = segmentation.GetSegmentation().GetNthSegmentID(0)
+    assert slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segment_id, volume).sum() == voxels
+    ui.casesTable.selectRow(0)
+    ui.saveCorrectionButton.click()
+    assert np.count_nonzero(read_annotation(run.corrected_annotation(case)) == value) == voxels
+
+
+def test_a_correction_of_a_rejected_case_is_learnt(reviewing):
+    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
+    ui.casesTable.selectRow(0)
+    case = reviewing.chosen()
+    ui.rejectButton.click()
+    ui.reviewButton.click()
+    edited(*opened_of(run, case))
+    ui.saveCorrectionButton.click()
+    assert "the student learns it" in ui.statusLabel.text and state_of(reviewing, case) == "corrected"
+    ui.rejectButton.click()
+    assert state_of(reviewing, case) == "rejected" and ui.discardCorrectionButton.enabled
+
+
+def test_a_scene_that_is_opened_again_knows_which_case_is_corrected(reviewing, tmp_path):
     import slicer
 
     ui, run = reviewing.ui, RunDirectory(reviewing.shown)
     ui.casesTable.selectRow(0)
     case = reviewing.chosen()
-    assert not ui.saveCorrectionButton.enabled  # not loaded yet
     ui.reviewButton.click()
-    volume, segmentation = reviewing.opened[run.path, case]
-    source = segmentation.GetSegmentation()
-    value, segment_id = source.GetNthSegment(0).GetLabelValue(), source.GetNthSegmentID(0)
-    mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segment_id, volume)
-    mask[:] = 0
-    mask[:3] = 1
-    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, segment_id, volume)
+    value, voxels = edited(*opened_of(run, case))
+    slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear(0)
+    ui.casesTable.selectRow(0)
+    assert opened_of(run, case) is None and not ui.saveCorrectionButton.enabled
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    assert reviewing.shown == run.path
+    reviewing.showCases(case)
     assert ui.saveCorrectionButton.enabled
     ui.saveCorrectionButton.click()
-    assert [row[1] for row in texts(ui.casesTable) if row[0] == case] == ["corrected"]
-    found = read_annotation(run.corrected_annotation(case))
-    assert np.count_nonzero(found == value) == mask.sum()
-    ui.discardCorrectionButton.click()
-    assert not run.corrected_annotation(case).exists()
+    assert np.count_nonzero(read_annotation(run.corrected_annotation(case)) == value) == voxels
 
 
 def test_another_run_with_the_same_cases_is_not_taken_for_this_one(reviewing):
     """Else a review, or a correction, of one run's segmentation would count for the other's."""
-    import shutil
-
     ui, first = reviewing.ui, RunDirectory(reviewing.shown)
     ui.casesTable.selectRow(0)
     case = reviewing.chosen()
     ui.reviewButton.click()
-    mine = reviewing.opened[first.path, case]
+    mine = opened_of(first, case)
+    edited(*mine)
     shutil.copytree(first.path, first.path.parent / "second run")
     reviewing.panel.parameters.annotateRunName = "second run"
     ui.casesTable.selectRow(0)
     assert reviewing.chosen() == case and not ui.saveCorrectionButton.enabled
     ui.reviewButton.click()
-    assert reviewing.opened[first.path.parent / "second run", case][1] is not mine[1]
+    assert opened_of(RunDirectory(first.path.parent / "second run"), case)[1] is not mine[1]
+    assert opened_of(first, case) == mine
 
 
 def test_a_case_loaded_twice_is_loaded_once(reviewing):
@@ -154,7 +275,8 @@ def test_a_case_loaded_twice_is_loaded_once(reviewing):
     assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 1
     slicer.mrmlScene.Clear(0)
     reviewing.panel.parameters.annotateRunName = RunDirectory(reviewing.shown or "").path.name
-    assert reviewing.opened == {}
+    reviewing.ui.casesTable.selectRow(0)
+    assert reviewing._opened(reviewing.chosen()) is None
 
 
 def test_cancel_in_the_middle_leaves_no_process_and_no_half_file(tab, a_foreign_cohort, a_teacher, wait_until):
@@ -218,8 +340,6 @@ def test_a_teacher_with_code_of_its_own_is_trusted_only_after_a_yes(tab, tmp_pat
 
 
 def test_another_teacher_gets_another_run(tab, a_scan, a_teacher, tmp_path, wait_until):
-    import shutil
-
     tab.ui.annotateVolumesSelector.check(a_scan)
     tab.addTeacher(str(a_teacher))
     tab.ui.annotateRunName.text = "mine"
@@ -230,6 +350,101 @@ def test_another_teacher_gets_another_run(tab, a_scan, a_teacher, tmp_path, wait
         wait_until(lambda: not tab.panel.status.job.running, 60)
         assert tab.panel.status.job.status == 0, tab.panel.status.job.error
         assert tab.panel.parameters.annotateRunName == name and tab.ui.casesTable.rowCount == 1
+
+
+def test_another_folder_with_the_same_file_names_gets_another_run(
+    tab, a_foreign_cohort, a_teacher, tmp_path, wait_until
+):
+    """Else the verdicts and corrections of one patient would count for another one's image."""
+    ui, panel, days = tab.ui, tab.panel, [tmp_path / "day 1", tmp_path / "day 2"]
+    for day, scan in zip(days, sorted((a_foreign_cohort / "images").iterdir()), strict=False):
+        day.mkdir()
+        shutil.copy(scan, day / f"patient{''.join(scan.suffixes)}")
+    tab.addTeacher(str(a_teacher))
+    panel.parameters.annotateFrom, panel.parameters.annotateRunName = "disk", "mine"
+    state = "annotated"
+    for day, name in ((days[0], "mine"), (days[0], "mine"), (days[1], "mine 2"), (days[1], "mine 2")):
+        ui.annotateCohortPath.currentPath = str(day)
+        ui.annotateButton.click()
+        wait_until(lambda: not panel.status.job.running, 60)
+        assert panel.status.job.status == 0, panel.status.job.error
+        assert panel.parameters.annotateRunName == name
+        assert texts(ui.casesTable)[0][:2] == ["patient", "annotated" if day is days[1] else state]
+        ui.casesTable.selectRow(0)
+        if name == "mine" and state == "annotated":
+            ui.rejectButton.click()
+            state = "rejected"
+
+
+def test_a_run_that_was_removed_leaves_no_case_open_in_its_name(tab, a_volume, a_scan, a_teacher, wait_until):
+    """Its segmentation would be saved as the correction of another patient's scan."""
+    import slicer
+
+    tab.addTeacher(str(a_teacher))
+    tab.ui.annotateRunName.text = "mine"
+    other = a_volume(slicer.util.arrayFromVolume(a_scan) + 1, name="other")
+    other.CopyOrientation(a_scan)
+    for volume in (a_scan, other):
+        volume.SetName("CT")
+        tab.panel.parameters.annotateVolumes = [volume]
+        tab.ui.annotateButton.click()
+        wait_until(lambda: not tab.panel.status.job.running, 60)
+        assert opened_of(RunDirectory(tab.run()), "CT")[0] is volume
+        edited(*opened_of(RunDirectory(tab.run()), "CT"))
+        shutil.rmtree(tab.run())
+
+
+def test_reviewing_one_case_after_the_other_does_not_fill_the_memory(reviewing, a_scan):
+    """Edits that were not saved stay, and so does what the user loaded or used."""
+    import slicer
+
+    from KnowledgeTransferSlicer import SceneIO
+
+    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
+
+    def review(row):
+        ui.casesTable.selectRow(row)
+        ui.reviewButton.click()
+        return opened_of(run, reviewing.chosen())
+
+    def there(pair):
+        return [SceneIO.isInScene(node) for node in pair]
+
+    before = slicer.mrmlScene.GetNumberOfNodes()
+    looked_at = review(0)
+    ui.acceptButton.click()
+    count = slicer.mrmlScene.GetNumberOfNodes() - before
+    corrected = review(1)
+    assert there(looked_at) == [False, False] and there(corrected) == [True, True]
+    assert slicer.mrmlScene.GetNumberOfNodes() - before == count  # no display stays either
+    edited(*corrected)
+    ui.saveCorrectionButton.click()
+    unsaved = review(2)
+    assert there(corrected) == [False, False]
+    edited(*unsaved)
+    used = review(3)
+    reviewing.panel.parameters.segmentVolumes = [used[0]]
+    again = review(0)
+    again[0].GetImageData().Modified()  # as by a filter
+    review(1)
+    assert there(unsaved) == there(used) == there(again) == [True, True] and SceneIO.isInScene(a_scan)
+    assert review(2) == unsaved
+
+
+def test_a_reviewed_scan_on_which_something_was_drawn_stays(reviewing):
+    import slicer
+
+    from KnowledgeTransferSlicer import SceneIO
+
+    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
+    ui.casesTable.selectRow(0)
+    ui.reviewButton.click()
+    volume, segmentation = opened_of(run, reviewing.chosen())
+    own = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    own.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    ui.casesTable.selectRow(1)
+    ui.reviewButton.click()
+    assert all(map(SceneIO.isInScene, (volume, segmentation, own)))
 
 
 def test_a_scene_whose_teacher_is_gone_opens_no_dialog(tab, tmp_path, dialogs):

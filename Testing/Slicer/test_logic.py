@@ -77,14 +77,18 @@ def test_annotating_loaded_volumes_leaves_a_run_to_distil_from(logic, scans, a_t
 def test_the_same_run_again_shows_what_is_there_and_takes_no_scan_for_another(logic, scans, a_teacher, tmp_path):
     import slicer
 
-    logic.annotate(scans, [a_teacher], tmp_path / "run", device="cpu").wait()
+    from KnowledgeTransferSlicer import SceneRuns
+
+    for node in logic.annotate(scans, [a_teacher], tmp_path / "run", device="cpu").wait().nodes:
+        slicer.mrmlScene.RemoveNode(node)
     again = logic.annotate(scans[:1], [a_teacher], tmp_path / "run", device="cpu").wait()
+    assert logic.annotate(scans[:1], [a_teacher], tmp_path / "run", device="cpu").wait().nodes == []  # is there already
     assert [node.GetName().split("_1")[0] for node in again.nodes] == [f"{scans[0].GetName()} pseudo-annotation"]
     other = slicer.util.addVolumeFromArray(slicer.util.arrayFromVolume(scans[1]) + 1)
     other.CopyOrientation(scans[1])
     other.SetName(scans[0].GetName())  # another patient's scan of the same name
     job = logic.annotate([other], [a_teacher], tmp_path / "run", device="cpu").wait()
-    assert len(job.nodes) == 1 and list(job.pairs) == [f"{scans[0].GetName()} 2"]
+    assert len(job.nodes) == 1 and job.nodes[0].GetAttribute(SceneRuns.CASE) == f"{scans[0].GetName()} 2"
     assert len(read_json(RunDirectory(tmp_path / "run").annotations)["cases"]) == 3
 
 
@@ -150,9 +154,24 @@ def test_a_correction_is_kept_beside_the_pseudo_annotation_and_can_be_discarded(
     assert (found == value).sum() >= mask[:2].size, name
     assert run.pseudo_annotation(case.id).read_bytes() == before
     assert next(s for s in case_states(run) if s.id == case.id).state == "corrected"
-    logic.discardCorrection(an_annotated_run, case.id)
-    assert not corrected.exists()
+    saved = corrected.read_bytes()
+    kept = logic.discardCorrection(an_annotated_run, case.id)
+    assert not corrected.exists() and kept.read_bytes() == saved and kept.name == corrected.name
     assert next(s for s in case_states(run) if s.id == case.id).state == "annotated"
+
+
+def test_a_correction_that_another_one_replaces_is_kept(logic, an_annotated_run):
+    """A scene that was saved before the correction was made still knows its case."""
+    run = RunDirectory(an_annotated_run)
+    case = sorted(run.pseudo_annotations.iterdir())[0].name.removesuffix(".seg.nrrd")
+    volume, segmentation = logic.loadForReview(run.path, case)
+    logic.saveCorrection(run.path, case, segmentation, volume)
+    assert not (run.corrected_annotations / "earlier").exists()
+    first = run.corrected_annotation(case).read_bytes()
+    segmentation.GetSegmentation().GetNthSegment(0).SetName("renamed")
+    logic.saveCorrection(run.path, case, segmentation, volume)
+    (kept,) = (run.corrected_annotations / "earlier").rglob("*.seg.nrrd")
+    assert kept.read_bytes() == first != run.corrected_annotation(case).read_bytes()
 
 
 def test_a_correction_of_a_left_handed_scan_fits_it_although_slicer_turns_an_axis(logic, a_teacher, tmp_path):

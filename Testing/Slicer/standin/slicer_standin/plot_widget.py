@@ -146,7 +146,7 @@ class _Drawing:
             y = self.y[0] + part * (self.y[1] - self.y[0])
             below, left = self._at(x, self.y[0]), self._at(self.x[0], y)
             self._text(QRectF(below.x() - 30, below.y() + 2, 60, 14), Qt.AlignmentFlag.AlignHCenter, f"{x:.3g}")
-            self._text(QRectF(left.x() - 42, left.y() - 7, 38, 14), Qt.AlignmentFlag.AlignRight, f"{y:.3g}")
+            self._text(QRectF(left.x() - 56, left.y() - 7, 52, 14), Qt.AlignmentFlag.AlignRight, f"{y:.3g}")
 
     def _titles(self) -> None:
         center, plot = Qt.AlignmentFlag.AlignHCenter, self.plot
