@@ -241,8 +241,8 @@ def _targets(cases: list[Case], output: Path, format: str | None) -> dict[str, P
 def _suffix(case: Case, format: str | None) -> str:
     if format:
         suffix = "." + format.lstrip(".")
-        if suffix not in FORMATS:
-            raise ValueError(f"--format {format}: choose one of {', '.join(FORMATS)}")
+        if suffix.lower() not in FORMATS:
+            raise ValueError(f"--format {format}: segmentations are written as {', '.join(FORMATS)}")
         return suffix
     name = case.images[0].name.lower()
     if is_dicom_folder(case.images[0]):

@@ -582,4 +582,4 @@ def test_what_is_given_twice_is_refused(command, a_teacher, a_foreign_cohort, tm
 def test_a_format_that_is_none_is_refused_with_those_that_are(command, a_teacher, a_foreign_cohort, tmp_path):
     images = a_foreign_cohort / "images"
     refused = command("segment", a_teacher, images, tmp_path / "out", "--format", "./../x.nii.gz")
-    assert refused.status == 2 and "choose one of .seg.nrrd" in refused.messages
+    assert refused.status == 2 and "segmentations are written as .seg.nrrd" in refused.messages
