@@ -253,9 +253,8 @@ def _listener():
         from .terminal import TerminalListener
 
         return TerminalListener()
-    sys.stdout.reconfigure(
-        encoding="utf-8", errors="backslashreplace"
-    )  # whatever the locale: paths hold letters of any language
+    # Whatever the locale: paths hold letters of any language and, on Linux, bytes that are none.
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     return _print_json
 
 

@@ -65,6 +65,13 @@ def torchscript_risk(path: Path) -> str:
         reader = torch._C.PyTorchFileReader(str(path))
     except RuntimeError:
         return ""  # torch cannot run it either
+    try:
+        return _risk_of_code(reader)
+    except RuntimeError as error:  # one member is damaged; torch may run the others
+        return f"its TorchScript code cannot be looked at ({str(error).splitlines()[0]})"
+
+
+def _risk_of_code(reader) -> str:
     names = reader.get_all_records()
     if len({name.casefold() for name in names}) < len(names):
         return "it holds two files with the same name, and torch may run another one than was looked at"

@@ -114,9 +114,9 @@ def keep(run: Run) -> None:
         "commands": run.text().splitlines(), "code": _commit(), "seconds": round(seconds_of(run)),
         "epoch": training["epoch"], "epochs": training["history"][-1]["epoch"], "methods": list(evaluation["methods"]),
     }  # fmt: skip
-    cases = [json.dumps([_short(row[column]) for column in COLUMNS]) for row in evaluation["cases"]]
+    cases = ",\n".join(json.dumps([_short(row[column]) for column in COLUMNS]) for row in evaluation["cases"])
     run.record.parent.mkdir(parents=True, exist_ok=True)
-    text = f'{json.dumps(record, indent=1)[:-2]},\n "cases": [\n{f",{chr(10)}".join(cases)}\n]}}\n'
+    text = f'{json.dumps(record, indent=1)[:-2]},\n "cases": [\n{cases}\n]}}\n'
     run.record.write_text(text, encoding="utf-8")
 
 
