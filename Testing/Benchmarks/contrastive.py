@@ -12,8 +12,8 @@ from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 
-from runs import DATA, ROOT, RUNS, Run, carry_out
-from transfer import HALF_SIZE, SEEDS, dice_of_patients, interval, signed
+from runs import DATA, HALF_SIZE, ROOT, RUNS, Run, carry_out
+from transfer import SEEDS, dice_of_patients, interval, signed
 
 from KnowledgeTransferLib.learning.metrics import holm
 from KnowledgeTransferLib.learning.seeds import Trainings, against, by_seed, mean_of_seeds

@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from runs import DATA, RUNS, Run
+from transfer import SEEDS, TEACHERS, USUAL, Experiment, evaluation, length, single_student, student, table, teacher
 
 from KnowledgeTransferLib.learning.volume import read_annotation, read_image, write_annotation
 from KnowledgeTransferLib.records.cohort import read_cohort, write_names
 from KnowledgeTransferLib.records.labels import Labels
 
-PARTS = ("anterior hippocampus", "posterior hippocampus")
-TITLE = "Two partial teachers, one student: anterior and posterior hippocampus"
+DATA_SET, STRUCTURES = "hippocampus_mri", ("anterior hippocampus", "posterior hippocampus")
 NOTE = (
-    "\n\n`student` learnt from two teachers that know one structure each; what is called `teacher` here is a student of "
-    "the same design that learnt from one teacher that knows both. The aim is a Dice within 1 % of it."
+    "Each student learnt from two teachers that know one structure each, and is compared with the student of one teacher "
+    "that knows both, of the same designs, lengths and seed. The aim is a Dice within 1 % of it.\n\n"
 )
 
 
-def partial_teachers(teacher_epochs: int = 20, student_epochs: int = 200) -> list[Run]:
-    """The runs, the last of which is evaluated: teachers, the student of the whole one, the student of the partial."""
-    whole = DATA / "hippocampus_mri"
-    cohorts = {name: ("--cohort", str(only(whole, name, RUNS / f"cohort of {name}"))) for name in PARTS}
-    cohorts["both"] = ("--cohort", str(whole), "--split", "teacher")
-    learn = ("--annotations", "expert", "--student", "medium", "--epochs", str(teacher_epochs), "--seed", "0")
-    quick = ("--precision", "bf16-mixed")
-    teachers = {
-        name: Run(f"partial/{name}", (("distil", *cohort, *learn, *quick),)) for name, cohort in cohorts.items()
-    }
-    of_both = _student("student of both", [teachers["both"]], student_epochs)
-    of_parts = _student("student of parts", [teachers[name] for name in PARTS], student_epochs)
-    methods = ("--method", f"student={of_parts.student}", "--method", f"teacher={of_both.student}")
-    evaluation = ("evaluate", "--cohort", str(whole), "--split", "test", *methods)
-    last = Run(of_parts.name, (*of_parts.commands, evaluation), (*of_parts.after, of_both.name))
-    return [*teachers.values(), of_both, last]
+def partial_teachers() -> Experiment:
+    """Three students of two partial teachers beside those of the whole one."""
+    expert = ("--annotations", "expert", "--student", TEACHERS[0], "--seed", "0", *length(DATA_SET, "teacher"))
+    cohorts = {name: only(DATA / DATA_SET, name, RUNS / f"cohort of {name}") for name in STRUCTURES}
+    knowing_one = [
+        Run(f"partial/{name}", (("distil", "--cohort", str(cohort), *expert),)) for name, cohort in cohorts.items()
+    ]
+    of_both = [single_student(DATA_SET, TEACHERS[0], USUAL, seed) for seed in SEEDS]
+    of_parts = [_student(knowing_one, other, seed) for seed, other in zip(SEEDS, of_both, strict=True)]
+    rows = {(DATA_SET, TEACHERS[0], USUAL): of_parts}
+    runs = [teacher(DATA_SET, TEACHERS[0]), *knowing_one, *of_both, *of_parts]
+    columns, title = ("data", "teachers", "student"), "Two partial teachers, one student"
+    return title, runs, lambda failed: table(columns, rows, failed, against="student of a whole teacher")
 
 
-def _student(name: str, teachers: list[Run], epochs: int) -> Run:
-    named = [word for teacher in teachers for word in ("--teacher", teacher.student)]
-    commands = (
-        ("annotate", "--cohort", str(DATA / "hippocampus_mri"), "--split", "transferal", *named),
-        ("distil", "--epochs", str(epochs), "--validation-share", "0.05", "--seed", "0"),
-    )
-    return Run(f"partial/{name}", commands, tuple(teacher.name for teacher in teachers))
+def _student(teachers: list[Run], other: Run, seed: int) -> Run:
+    """A student of partial teachers, evaluated beside the student of a whole one instead of its teachers."""
+    run = student(f"partial/student {seed}", DATA_SET, teachers, USUAL, seed)
+    *learning, _ = run.commands
+    compared = evaluation(DATA_SET, f"whole={other.student}", f"student={run.student}")
+    return replace(run, commands=(*learning, compared), after=(*run.after, other.name))
 
 
 def only(cohort: Path, name: str, folder: Path) -> Path:

@@ -19,7 +19,7 @@ import numpy as np
 import partial_teachers
 import torch
 from document import Document, origin, parts_asked
-from runs import DATA, ROOT, RUNS, Run, carry_out, to_do
+from runs import DATA, HALF_SIZE, ROOT, RUNS, Run, carry_out, to_do
 from timing import median_ms
 from transfer import EXPERIMENTS, NOTES, interval
 
@@ -28,7 +28,6 @@ from KnowledgeTransferLib.records.bundle import WEIGHTS
 from KnowledgeTransferLib.records.run_directory import read_json
 
 QUICK = ("--precision", "bf16-mixed")  # of the teachers: half the time on a CPU that knows bfloat16
-HALF_SIZE = ("--spacing-mm", "2", "2", "1")  # pictures of 256 pixels as 128, for the sake of 2 CPU cores
 SCAN = (1, 1, 40, 56, 40)  # a prepared hippocampus scan
 HEADING = (
     "# Results on real data\n\nWritten by `make real` (Testing/Benchmarks/real.py) from the runs' own files; do not "
@@ -90,23 +89,21 @@ def ultrasound() -> str:
     )
 
 
+TRANSFERS = {**EXPERIMENTS, "partial": partial_teachers.partial_teachers}
+
+
 def transfer(name: str) -> str:
     """One of the experiments of arXiv:2101.09560."""
-    title, runs, table = EXPERIMENTS[name]()
-    failed = carry_out(to_do(runs))
+    title, runs, table = TRANSFERS[name]()
+    failed, notes = carry_out(to_do(runs)), {**NOTES, "partial": partial_teachers.NOTE}
     example = runs[-1].text()
-    return f"## {title}\n\n{table(failed)}\n\n{NOTES.get(name, '')}Every cell is an ordinary run, such as\n\n```bash\n{example}\n```"
-
-
-def partial_knowledge() -> str:
-    return section(partial_teachers.TITLE, partial_teachers.partial_teachers()) + partial_teachers.NOTE
+    return f"## {title}\n\n{table(failed)}\n\n{notes.get(name, '')}Every cell is an ordinary run, such as\n\n```bash\n{example}\n```"
 
 
 PARTS = {
     "hippocampus": hippocampus,
     "ultrasound": ultrasound,
-    "partial": partial_knowledge,
-    **{name: partial(transfer, name) for name in EXPERIMENTS},
+    **{name: partial(transfer, name) for name in TRANSFERS},
     **choices.PARTS,
     **contrastive.PARTS,
 }

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("KT_DATA", ROOT.parent / "shared" / "data")).resolve()
 RUNS = Path(os.environ.get("KT_RUNS", ROOT / "real_runs")).resolve()
 MEASURED = Path(__file__).parent / "measured"
+HALF_SIZE = ("--spacing-mm", "2", "2", "1")  # pictures of 256 pixels as 128, for the sake of 2 CPU cores
 COLUMNS = ("method", "case", "group", "structure", "dice", "empty_in_both")  # of an evaluation, as far as they are kept
 
 
