@@ -135,7 +135,7 @@ def _add_segment(steps) -> None:
 def _add_how(step) -> None:
     """How a student is run: the fields of learning.student.How."""
     step.add_argument(
-        "--backend", default="auto", choices=("auto", "torch", "openvino", "onnxruntime", "torchscript"),
+        "--backend", default="auto", choices=("auto", "torch", "openvino", "onnxruntime", "torchscript", "pt2"),
         help="what runs the network (default: the fastest that is installed); all give the same labels",
     )  # fmt: skip
     step.add_argument(

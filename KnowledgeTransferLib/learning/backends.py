@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..records import bundle
 from .ahead import MOST_AT_ONCE
-from .archive import torchscript_risk
+from .exported_files import ONNX, OPENVINO, OPENVINO_INT8, TorchExport, TorchScript, exported
 from .networks import for_inference, plain
 from .openvino_graph import Compiled, converted_model, features_of, import_openvino, in_halves, openvino_model
 from .precision_cost import in_words
@@ -183,31 +182,10 @@ class OnnxRuntime:
         return torch.from_numpy(self.session.run(None, {"image": np.ascontiguousarray(batch.numpy(), np.float32)})[0])
 
 
-class TorchScript:
-    """The file of `export --to torchscript`, in torch."""
-
-    NEEDS = ()
-    PRECISIONS = ("f32",)
-
-    def __init__(self, student: Student, precision: str):
-        self.file = exported(student, TORCHSCRIPT)
-        if self.file is None:
-            raise ValueError(f"{student.folder}: holds no {TORCHSCRIPT}; make it with `export --to torchscript`")
-        if risk := torchscript_risk(self.file):  # the bundle's checksums tell damage, not who made it
-            raise ValueError(f"{self.file}: {risk}; `export --to torchscript` makes it anew from the weights")
-        self.device = student.device
-        self.network = torch.jit.load(str(self.file), map_location=student.device).eval()
-        self.about = f"TorchScript in torch {torch.__version__} on {student.device}, f32"
-
-    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            return self.network(batch.to(self.device)).float().cpu()
-
-
 PRECISIONS = ("f32", "bf16", "int8")
-BACKENDS = {"torch": Torch, "openvino": OpenVino, "onnxruntime": OnnxRuntime, "torchscript": TorchScript}
-ONNX, OPENVINO, TORCHSCRIPT = "models/model.onnx", "models/model.xml", "models/model.ts"
-OPENVINO_INT8 = "models/model_int8.xml"
+BACKENDS = {
+    "torch": Torch, "openvino": OpenVino, "onnxruntime": OnnxRuntime, "torchscript": TorchScript, "pt2": TorchExport,
+}  # fmt: skip
 
 
 class Runner:
@@ -273,15 +251,6 @@ def open_backend(student: Student, asked: str = "auto", precision: str = "f32") 
 def is_there(name: str) -> bool:
     """Whether the packages that a backend needs are installed."""
     return all(importlib.util.find_spec(package) is not None for package in BACKENDS[name].NEEDS)
-
-
-def exported(student: Student, name: str) -> Path | None:
-    """An exported file of the student's bundle: only one that the bundle's checksums vouch for."""
-    if student.folder is None or not (student.folder / name).is_file():
-        return None
-    if name not in bundle.checked_files(student.folder):
-        raise ValueError(f"{student.folder}: {name} is not among the bundle's checksums; export it again")
-    return student.folder / name
 
 
 def onnx_bytes(student: Student) -> bytes:

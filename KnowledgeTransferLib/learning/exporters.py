@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 
-from ..records import bundle
+from ..records import bundle, trust
 from ..records.run_directory import write_json, write_text
-from .backends import ONNX, OPENVINO, OPENVINO_INT8, TORCHSCRIPT, OpenVino, onnx_bytes, open_backend, probe
+from .backends import OpenVino, onnx_bytes, open_backend, probe
 from .evidence import Evidence, batches_of
+from .exported_files import ONNX, OPENVINO, OPENVINO_INT8, PT2, TORCHSCRIPT
 from .model_card import model_card, monai_inference, monai_metadata
 from .monai_workflow import monai_workflow
 from .networks import plain
@@ -26,7 +27,6 @@ from .precision_cost import in_words, precision_cost
 from .quantisation import input_ranges
 from .student import Student
 
-PT2 = "models/model.pt2"
 MOST_DIFFERING = 1e-4  # share of the voxels whose label may differ, through rounding
 LEAST_DICE = 0.9  # with the student's labels, of an export that is not exact; with less it is another student
 Run = Callable[[torch.Tensor], torch.Tensor]
@@ -74,12 +74,13 @@ def _write_pt2(student: Student, folder: Path, _: Evidence) -> None:
         found = f"torch.export does not know {student.design.name} students of any size"
         raise ValueError(f"{student.name}: {found}; export it to onnx, openvino or torchscript")
     stride, dimensions = student.network.total_stride, student.preprocessing.dimensions
-    sizes = {2 + n: stride * torch.export.Dim("ijk"[n], min=2, max=1 << 12) for n in range(dimensions)}
+    sizes = {2 + n: stride * torch.export.Dim("ijk"[n], min=1, max=1 << 12) for n in range(dimensions)}
     shapes = ({0: torch.export.Dim("batch", min=1, max=1 << 12), **sizes},)
     example = torch.cat([probe(student)] * 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.export.save(torch.export.export(plain(student.network), (example,), dynamic_shapes=shapes), folder / PT2)
+    trust.remember(student.folder / PT2, bundle.sha256(folder / PT2))  # who made it is known: this very process
 
 
 def _write_monai(student: Student, folder: Path, evidence: Evidence) -> None:
@@ -87,14 +88,10 @@ def _write_monai(student: Student, folder: Path, evidence: Evidence) -> None:
     write_json(folder / bundle.INFERENCE, {**monai_inference(student), **monai_workflow(student)})
 
 
-def _open_pt2(student: Student) -> Run:
-    return torch.no_grad()(torch.export.load(student.folder / PT2).module())
-
-
 EXPORTERS = {
     "onnx": Exporter((ONNX,), _write_onnx, lambda s: open_backend(s, "onnxruntime"), ("onnx", "onnxruntime")),
     "torchscript": Exporter((TORCHSCRIPT,), _write_torchscript, lambda s: open_backend(s, "torchscript")),
-    "pt2": Exporter((PT2,), _write_pt2, _open_pt2),
+    "pt2": Exporter((PT2,), _write_pt2, lambda s: open_backend(s, "pt2")),
     "openvino": Exporter(
         (OPENVINO, "models/model.bin"), _write_openvino, lambda s: open_backend(s, "openvino"), ("openvino",),
         precisions=("bf16",),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .backends import TORCHSCRIPT
+from .exported_files import TORCHSCRIPT
 
 if TYPE_CHECKING:
     from .preprocessing import Normalisation

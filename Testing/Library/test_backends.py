@@ -24,6 +24,7 @@ from KnowledgeTransferLib.steps.export import export
 LABELS = Labels.from_names({1: "liver", 2: "spleen"})
 DESIGNS = pytest.mark.parametrize("design", list(STUDENTS))
 SLOW_TO_CONVERT = ("mednext-s", "swin-unetr")  # 10 s in 3-D; in 2-D it is the same code
+NEED_A_FILE = ("torchscript", "pt2")  # tested with the exports
 DIMENSIONS = pytest.mark.parametrize("dimensions", [2, 3])
 
 
@@ -79,7 +80,8 @@ def test_the_plain_network_is_a_copy_of_standard_layers():
     [
         (name, design, dimensions)
         for name, design, dimensions in itertools.product(BACKENDS, STUDENTS, (2, 3))
-        if name != "torchscript" and (name != "openvino" or dimensions == 2 or design not in SLOW_TO_CONVERT)
+        if name not in ("torchscript", "pt2")
+        and (name != "openvino" or dimensions == 2 or design not in SLOW_TO_CONVERT)
     ],
 )
 def test_a_backend_gives_the_same_labels(name, design, dimensions):
@@ -181,6 +183,7 @@ def test_an_absent_backend_says_what_to_install(monkeypatch):
         ("openvino", "f32", "cuda", "openvino runs on the CPU; the device cuda was asked for"),
         ("onnxruntime", "bf16", "cpu", "onnxruntime runs in f32 alone"),
         ("torchscript", "f32", "cpu", "holds no models/model.ts; make it with `export --to torchscript`"),
+        ("pt2", "f32", "cpu", "holds no models/model.pt2; make it with `export --to pt2`"),
     ],
 )
 def test_what_cannot_be_is_refused(asked, precision, device, message):

@@ -18,6 +18,7 @@ from test_backends import DIMENSIONS, a_student, an_image, expected
 from KnowledgeTransferLib.learning import exporters
 from KnowledgeTransferLib.learning.backends import is_there, open_backend
 from KnowledgeTransferLib.learning.evidence import Evidence
+from KnowledgeTransferLib.learning.exported_files import PT2
 from KnowledgeTransferLib.learning.exporters import EXPORTERS
 from KnowledgeTransferLib.learning.student import load_student, save_student
 from KnowledgeTransferLib.learning.volume import read_annotation, read_image, write_image
@@ -70,7 +71,7 @@ def test_an_export_gives_the_students_classes_at_any_size(kind, design, dimensio
     assert found["differing"] <= (1e-4 if exact else 0.02) and found["images"] == 2
     assert all((tmp_path / "student" / name).is_file() for name in found["files"])
     run, apart = EXPORTERS[kind].open(student), 1e-3 if exact else 0.1
-    for units in (2, 4):
+    for units in (1, 2, 4):  # 1: the coarsest layer is one voxel wide
         image = an_image(student, units=units)
         torch.testing.assert_close(run(image), expected(student, image), rtol=apart, atol=apart)
 
@@ -116,7 +117,10 @@ def test_the_bundle_vouches_for_what_was_exported_and_its_card_tells(kind, a_bun
     assert "Jane" not in told and "scan0" not in told
 
 
-@pytest.mark.parametrize(("kind", "backend"), [("onnx", "onnxruntime"), ("openvino", "openvino"), ("torchscript",) * 2])
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [("onnx", "onnxruntime"), ("openvino", "openvino"), ("torchscript", "torchscript"), ("pt2", "pt2")],
+)
 def test_segment_runs_what_was_exported(command, a_teacher, a_foreign_cohort, tmp_path, kind, backend):
     skip_where_absent(kind)
     if not is_there(backend):
@@ -130,6 +134,28 @@ def test_segment_runs_what_was_exported(command, a_teacher, a_foreign_cohort, tm
     assert command("segment", a_teacher, scan, tmp_path / "own.nii.gz", "--backend", "torch").status == 0
     first, second = (read_annotation(tmp_path / f"{name}.nii.gz") for name in ("exported", "own"))
     assert first.any() and (first != second).mean() <= 1e-4
+
+
+def test_a_pt2_of_another_machine_is_not_opened_and_can_be_made_anew(a_bundle, tmp_path, monkeypatch):
+    export(a_bundle, ["pt2"])
+    assert open_backend(load_student(a_bundle), "pt2").backend.file == a_bundle / PT2
+    monkeypatch.setenv("KT_CONFIG", str(tmp_path / "another machine"))
+    monkeypatch.setattr("torch.export.load", lambda file: pytest.fail("it was opened"))
+    with pytest.raises(ValueError, match="not exported on this machine.*`export --to pt2` makes it anew"):
+        open_backend(load_student(a_bundle), "pt2")
+    monkeypatch.undo()
+    export(a_bundle, ["pt2"])
+    assert "torch.export" in open_backend(load_student(a_bundle), "pt2").about
+
+
+def test_a_pt2_that_was_changed_is_not_opened(a_bundle):
+    """Even where whoever changed it wrote the checksums anew."""
+    export(a_bundle, ["pt2"])
+    with open(a_bundle / PT2, "ab") as file:
+        file.write(b"more")
+    bundle.write_checksums(a_bundle)
+    with pytest.raises(ValueError, match="not exported on this machine"):
+        open_backend(load_student(a_bundle), "pt2")
 
 
 def test_an_export_that_fails_its_check_leaves_the_bundle_as_it_was(a_bundle, monkeypatch):
@@ -217,7 +243,10 @@ def test_an_exported_network_of_another_student_is_not_run(a_bundle, tmp_path):
         open_backend(load_student(a_bundle), "torchscript")
 
 
-@pytest.mark.parametrize(("kind", "backend"), [("onnx", "onnxruntime"), ("openvino", "openvino"), ("torchscript",) * 2])
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [("onnx", "onnxruntime"), ("openvino", "openvino"), ("torchscript", "torchscript"), ("pt2", "pt2")],
+)
 def test_an_exported_network_with_other_weights_is_not_run(a_bundle, kind, backend):
     skip_where_absent(kind)
     export(a_bundle, [kind])

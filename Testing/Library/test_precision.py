@@ -10,8 +10,9 @@ import torch
 from test_backends import a_student, an_image, expected
 
 from KnowledgeTransferLib.learning import exporters
-from KnowledgeTransferLib.learning.backends import BACKENDS, OPENVINO_INT8, PRECISIONS, open_backend
+from KnowledgeTransferLib.learning.backends import BACKENDS, PRECISIONS, open_backend
 from KnowledgeTransferLib.learning.evidence import Evidence, evidence_of, volumes_of
+from KnowledgeTransferLib.learning.exported_files import OPENVINO_INT8
 from KnowledgeTransferLib.learning.networks import plain
 from KnowledgeTransferLib.learning.precision_cost import in_words, precision_cost
 from KnowledgeTransferLib.learning.preprocessing import Normalisation, Preprocessing
