@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..learning.ahead import ahead
 from ..learning.batches import PreparedCases
-from ..learning.configuration import Surroundings, configure, fingerprint, usual_precision
+from ..learning.configuration import Surroundings, configure, emulates_bf16, fingerprint, usual_precision
 from ..learning.losses import losses_of
 from ..learning.precursors import kept_preprocessing, labels_of_start, live_teacher, runs_beside, with_precursors
 from ..learning.predictor import pick_device
@@ -64,11 +64,14 @@ def distil(
     stored = read_settings(run, "distil")
     stored = stored if _began(run) and not restart else _unsettled(stored)
     device = pick_device(asked.get("device") or stored.get("device", "auto"))
-    fabric = new_fabric(device, asked.get("precision") or stored.get("precision") or usual_precision(device))
+    precision = asked.get("precision") or stored.get("precision") or usual_precision(device)
+    fabric = new_fabric(device, precision)
     first = fabric.is_global_zero
     progress = Progress("distil", listener if first else None, run.events if first else None, run.cancel_requested)
     with run.locked("distil") if first else contextlib.nullcontext(), progress:
         progress.event("start", run=str(run.path), device=device, processes=fabric.world_size)
+        if precision == "bf16-mixed" and emulates_bf16(device):
+            progress.warning("this processor only imitates bf16-mixed, many times slower than 32-true; leave it out")
         if first:
             asked = {k: v for k, v in asked.items() if v is not None}
             for name in ("start_from", "live_teacher"):

@@ -193,6 +193,15 @@ def test_settings_of_annotate_survive_those_of_distil(the_finished_run, a_teache
     assert settings["format_version"] == 1
 
 
+def test_a_precision_that_the_processor_only_imitates_is_warned_of(an_annotated_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("KnowledgeTransferLib.steps.distil.emulates_bf16", lambda device: device == "cpu")
+    for precision in ("bf16-mixed", "32-true"):
+        events, run = [], shutil.copytree(an_annotated_run, tmp_path / precision)
+        distil(run, epochs=1, precision=precision, listener=events.append)
+        warnings = [event["text"] for event in events if event["event"] == "warning"]
+        assert any("imitates bf16-mixed" in text for text in warnings) == (precision == "bf16-mixed")
+
+
 def test_the_precision_of_a_settings_file_is_the_one_of_the_option(an_annotated_run, tmp_path):
     by_option, by_file, usual = (
         RunDirectory(shutil.copytree(an_annotated_run, tmp_path / n)) for n in ("option", "file", "usual")
