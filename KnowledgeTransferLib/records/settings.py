@@ -15,10 +15,12 @@ SHARE = (0.0, 1.0)
 AT_LEAST_ONE = (1, math.inf)
 SEEDS = (0, 2**63 - 1)
 NOT_NEGATIVE = (0, math.inf)
+TEACHER = {"path": "str", "weight": "float | None", "structures": "dict | None", "sha256": "str | None"}
 
 
-def _option(default, help_text: str, choices: tuple = (), limits: tuple[float, float] = (-math.inf, math.inf)):
-    metadata = {"help": help_text, "choices": choices or None, "limits": limits}
+def _option(default, help_text: str, choices=(), limits=(-math.inf, math.inf), items: dict[str, str] | None = None):
+    """`items`: key -> type, of what each object in a tuple of objects holds."""
+    metadata = {"help": help_text, "choices": choices or None, "limits": limits, "items": items}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -28,7 +30,7 @@ def _option(default, help_text: str, choices: tuple = (), limits: tuple[float, f
 class AnnotateSettings:
     """Which teachers annotated, with what weight, and what was kept of their opinion."""
 
-    teachers: tuple[dict, ...] = _option((), "path, weight and sha256 of each teacher")
+    teachers: tuple[dict, ...] = _option((), "path, weight and sha256 of each teacher", items=TEACHER)
     combine: str = _option(
         "mean", "how several teachers become one: mean of their probabilities, majority of their votes, or STAPLE",
         ("mean", "majority", "staple"),
@@ -131,7 +133,7 @@ class DistilSettings:
 class EvaluateSettings:
     """What is compared, on which cases, and how."""
 
-    methods: tuple[dict, ...] = _option((), "name and path of each method")
+    methods: tuple[dict, ...] = _option((), "name and path of each method", items={"name": "str", "path": "str"})
     cohort: str = _option("", "where the cases with expert annotations are; cohort.json holds those of the training")
     labels: str = _option("", "file with the names of the cohort's structures")
     split: str | None = _option(None, "only the cases of this split")
@@ -179,16 +181,23 @@ def checked(values: dict, step: str, source: str) -> dict:
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"{source}: there is no setting {name!r} of {step}; known are {', '.join(known)}")
-        choices = known[name].metadata["choices"]
-        given = value if isinstance(value, (list, tuple)) else (value,)
-        if choices and value is not None and not all(item in choices for item in given):
-            raise ValueError(f"{source}: {name} is {value!r}; allowed are {', '.join(map(str, choices))}")
-        if not _fits(value, known[name].type):
-            raise ValueError(f"{source}: {name} is {value!r}; expected {known[name].type}")
-        low, high = known[name].metadata["limits"]
-        if any(_is_number(n) and not low <= n <= high for n in given):
-            raise ValueError(f"{source}: {name} is {value!r}; allowed is {low:g} to {high:g}")
+        if wrong := _wrong(value, known[name]):
+            raise ValueError(f"{source}: {name} {wrong}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _wrong(value, setting: dataclasses.Field) -> str:
+    """What is wrong with a value, in words; empty where nothing is."""
+    choices, (low, high), items = (setting.metadata[key] for key in ("choices", "limits", "items"))
+    given = value if isinstance(value, (list, tuple)) else (value,)
+    if choices and value is not None and not all(item in choices for item in given):
+        return f"is {value!r}; allowed are {', '.join(map(str, choices))}"
+    if not _fits(value, setting.type):
+        return f"is {value!r}; expected {setting.type}"
+    if any(_is_number(n) and not low <= n <= high for n in given):
+        return f"is {value!r}; allowed is {low:g} to {high:g}"
+    lacking = {key for item in given for key in items or () if not _fits(item.get(key), items[key])}
+    return f"is {value!r}; each needs {' and '.join(sorted(lacking))}" if lacking else ""
 
 
 def differences(stored: dict, asked: dict) -> list[str]:

@@ -25,7 +25,7 @@ from KnowledgeTransferLib.learning.volume import (
 from KnowledgeTransferLib.records.bundle import METADATA, write_checksums
 from KnowledgeTransferLib.records.cohort import read_cohort, write_names
 from KnowledgeTransferLib.records.labels import Labels
-from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json
+from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json, write_json
 from KnowledgeTransferLib.steps.annotate import annotate
 
 STEP = 1 / 255  # of stored probabilities
@@ -250,6 +250,22 @@ def test_a_case_that_a_folder_of_segmentations_lacks_is_reported(run, a_foreign_
     assert record["problems"][0]["case"] == "B_003"
     assert "holds no segmentation of the case B_003" in record["problems"][0]["message"]
     assert {case["confidence"] for case in record["cases"].values()} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("teachers", "message"),
+    [
+        ([{"weight": 1.0}], r"settings\.json: teachers is .*each needs path"),
+        ([{"path": "a", "weight": "much"}], "each needs weight"),
+        ([{"path": 3, "structures": []}], "each needs path and structures"),
+        (["a"], r"teachers is \['a'\]; expected tuple"),
+    ],
+)
+def test_teachers_that_somebody_wrote_wrongly_into_the_settings_are_refused(run, a_foreign_cohort, teachers, message):
+    run.create()
+    write_json(run.settings, {"format_version": 1, "annotate": {"teachers": teachers}})
+    with pytest.raises(ValueError, match=message):
+        annotate(run, a_foreign_cohort)
 
 
 def test_other_teachers_in_the_same_run_are_refused(an_annotated_run, a_foreign_cohort, tmp_path):
