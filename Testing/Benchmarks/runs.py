@@ -108,6 +108,11 @@ def to_do(runs: list[Run]) -> list[Run]:
     return [run for run in runs if run in needed]
 
 
+def not_measured(runs: list[Run]) -> dict[str, str]:
+    """Name of a run that is still to be carried out -> in words."""
+    return {run.name: "not yet" for run in to_do(runs) if run.measures}
+
+
 def keep(run: Run) -> None:
     """Write the record of a run that is finished."""
     evaluation, training = (read_json(run.folder / f"{name}.json") for name in ("evaluation", "training"))

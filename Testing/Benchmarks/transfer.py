@@ -200,8 +200,8 @@ def table(columns: tuple[str, ...], rows: dict[tuple, list[Run]], failed: dict, 
         p_values = [f"{figures['p']:.2g}", f"{p_holm:.2g}"]
         cells = [*key, figures["seeds"], figures["epochs"], *figures["text"], *p_values, figures["minutes"]]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += [f"\nNot carried out: {name} ({why})" for name, why in failed.items() if name in _names(rows)]
-    return "\n".join(lines)
+    left_out = "; ".join(f"{name} ({why})" for name, why in failed.items() if name in _names(rows))
+    return "\n".join(lines) + (f"\n\nNot carried out: {left_out}." if left_out else "")
 
 
 def comparison(runs: list[Run]) -> dict:

@@ -56,6 +56,12 @@ def test_a_run_that_was_measured_is_read_back_case_by_case(runs, a_teacher_and_t
     assert record["cases"][0]["group"] == "p"
 
 
+def test_what_is_not_measured_yet_is_named(runs, a_teacher_and_two_students):
+    finish(a_teacher_and_two_students[1], dice=0.5)
+    runs.keep(a_teacher_and_two_students[1])
+    assert runs.not_measured(a_teacher_and_two_students) == {"student 1": "not yet"}
+
+
 def test_only_what_is_not_measured_and_what_it_needs_is_to_do(runs, a_teacher_and_two_students):
     teacher, first, second = a_teacher_and_two_students
     assert runs.to_do(a_teacher_and_two_students) == [teacher, first, second]
