@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import choices
+import confidence
 import contrastive
 import numpy as np
 import partial_teachers
@@ -107,6 +108,7 @@ PARTS = {
     "hippocampus": hippocampus,
     "ultrasound": ultrasound,
     **{name: partial(transfer, name) for name in TRANSFERS},
+    **confidence.PARTS,
     **choices.PARTS,
     **contrastive.PARTS,
 }

@@ -81,8 +81,7 @@ def several() -> Experiment:
     """Several teachers, of other networks and where there is one of another site: one student, three seeds."""
     rows, teachers = {}, {}
     for data in SEVERAL:
-        other = SETS[data].other_site
-        some = [teacher(data, design) for design in TEACHERS] + ([teacher(other, TEACHERS[0])] if other else [])
+        other, some = SETS[data].other_site, several_teachers(data)
         teachers |= {run.name: run for run in some}
         names = " + ".join([*TEACHERS, *([f"{TEACHERS[0]} of {other}"] if other else [])])
         rows[data, names, USUAL] = [
@@ -126,6 +125,12 @@ NOTES = {
 
 def teacher(data: str, design: str) -> Run:
     return Run(f"teachers/{data} {design}", (training(data, design, 0, 1.0, "--annotations", "expert"),))
+
+
+def several_teachers(data: str) -> list[Run]:
+    """Of each network one, and where there is another site one of there."""
+    other = SETS[data].other_site
+    return [teacher(data, design) for design in TEACHERS] + ([teacher(other, TEACHERS[0])] if other else [])
 
 
 def single_student(data: str, teacher_design: str, design: str, seed: int) -> Run:
