@@ -16,8 +16,6 @@ from .Jobs import DONE, AttachedJob
 from .Logic import GO_ON
 from .Status import duration, inWordsOfThePanel
 
-LEARN_FROM_TEXTS = ("Teachers' annotations", "Expert annotations", "Both")
-LENGTH_TEXTS = ("Automatic", "Time budget", "Epochs")
 STOPPED_STATES = ("interrupted", "cancelled", "failed")
 
 
@@ -45,8 +43,8 @@ class DistilTab:
         stretch(ui.runsTable, 0)
 
     def connected(self):
-        setTexts(self.ui.learnFromSelector, LEARN_FROM_TEXTS)
-        setTexts(self.ui.lengthSelector, LENGTH_TEXTS)
+        setTexts(self.ui.learnFromSelector, (_("Teachers' annotations"), _("Expert annotations"), _("Both")))
+        setTexts(self.ui.lengthSelector, (_("Automatic"), _("Time budget"), _("Epochs")))
 
     def sceneCloses(self):
         self.curves.sceneCloses()

@@ -111,7 +111,7 @@ class Status:
 
 def metricsText(event):
     dice = event.get("validation_dice")
-    text = f"epoch {event.get('epoch')}: loss {event.get('loss') or 0:.4f}"
+    text = _("epoch {epoch}: loss {loss}").format(epoch=event.get("epoch"), loss=f"{event.get('loss') or 0:.4f}")
     return text if dice is None else f"{text}, Dice {dice:.4f}"
 
 
@@ -129,14 +129,17 @@ def endOf(job):
     """How a job ended, in a sentence for the status area."""
     step = job.step.capitalize()
     notes = "".join(f". {note}" for note in [*job.hints, *job.lost])
+    if job.status == STOPPED and job.temporary:
+        return _("{step}: stopped").format(step=step)
     if job.status == STOPPED:
-        return f"{step}: stopped" if job.temporary else f"{step}: stopped; press {step} again to go on from here"
+        return _("{step}: stopped; press {step} again to go on from here").format(step=step)
     if job.status not in DONE:
         return f"{step}: {inWordsOfThePanel(job.error)}"
     if job.problems:
         first = "{case}: {message}".format(**job.problems[0])
-        return f"{step}: done, but {len(job.problems)} failed ({first}){notes}"
-    return f"{step}: done{notes}"
+        text = _("{step}: done, but {number} failed ({first})")
+        return text.format(step=step, number=len(job.problems), first=first) + notes
+    return _("{step}: done").format(step=step) + notes
 
 
 def inWordsOfThePanel(text):
