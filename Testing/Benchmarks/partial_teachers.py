@@ -22,15 +22,15 @@ NOTE = (
 
 def partial_teachers() -> Experiment:
     """Three students of two partial teachers beside those of the whole one."""
-    expert = ("--annotations", "expert", "--student", TEACHERS[0], "--seed", "0", *length(DATA_SET, "teacher"))
+    expert = ("--annotations", "expert", "--student", TEACHERS[1], "--seed", "0", *length(DATA_SET, "teacher"))
     cohorts = {name: only(DATA / DATA_SET, name, RUNS / f"cohort of {name}") for name in STRUCTURES}
     knowing_one = [
         Run(f"partial/{name}", (("distil", "--cohort", str(cohort), *expert),)) for name, cohort in cohorts.items()
     ]
-    of_both = [single_student(DATA_SET, TEACHERS[0], USUAL, seed) for seed in SEEDS]
+    of_both = [single_student(DATA_SET, TEACHERS[1], USUAL, seed) for seed in SEEDS]
     of_parts = [_student(knowing_one, other, seed) for seed, other in zip(SEEDS, of_both, strict=True)]
-    rows = {(DATA_SET, TEACHERS[0], USUAL): of_parts}
-    runs = [teacher(DATA_SET, TEACHERS[0]), *knowing_one, *of_both, *of_parts]
+    rows = {(DATA_SET, TEACHERS[1], USUAL): of_parts}
+    runs = [teacher(DATA_SET, TEACHERS[1]), *knowing_one, *of_both, *of_parts]
     columns, title = ("data", "teachers", "student"), "Two partial teachers, one student"
     return title, runs, lambda failed: table(columns, rows, failed, against="student of a whole teacher")
 
