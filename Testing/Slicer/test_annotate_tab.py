@@ -511,11 +511,18 @@ def test_where_no_file_can_be_written_the_panel_says_what_to_do(
     assert not (network.parent / "teacher.json").exists() and dialogs.opened == []
 
 
-def test_a_scene_with_a_bare_network_asks_nothing(tab, a_bare_network, dialogs, wait_until):
+def test_a_scene_with_a_bare_network_asks_nothing_and_says_how_to_go_on(
+    tab, a_scan, a_bare_network, dialogs, wait_until
+):
+    from KnowledgeTransferSlicer.Status import endOf
+
     network, _ = a_bare_network
     tab.panel.parameters.teacherPaths = [str(network)]
     wait_until(lambda: "press Look again" in texts(tab.ui.teachersTable)[0][1], 60)
     assert dialogs.shown == []
+    job = tab.logic.annotate([a_scan], [str(network)])
+    wait_until(lambda: not job.running, 60)
+    assert "Look again (under Teachers) writes teacher.json beside it" in endOf(job)
 
 
 def test_another_teacher_gets_another_run(tab, a_scan, a_teacher, tmp_path, wait_until):
