@@ -437,13 +437,14 @@ def test_a_saved_scene_brings_its_task_back_and_says_without_a_dialog_how_to_ins
     assert dialogs.shown == [] and installed == []
 
 
-def test_annotating_with_a_task_asks_for_its_package_first(tab, a_scan, installed, dialogs):
+def test_annotating_with_a_task_asks_for_its_package_first(tab, a_scan, installed, dialogs, wait_until):
     tab.ui.annotateVolumesSelector.check(a_scan)
     tab.panel.parameters.teacherPaths, tab.panel.parameters.teacherWeights = ["totalsegmentator:total"], [1.0]
     dialogs.answer(False)
     tab.ui.annotateButton.click()
     assert "TotalSegmentator>=2.18" in dialogs.shown[0].text and dialogs.shown[1].kind == "error"
     assert tab.panel.jobOf("annotate") is None
+    wait_until(lambda: not tab.panel.logic.library.jobs, 60)  # else the process that tests share is stopped
 
 
 @pytest.fixture
