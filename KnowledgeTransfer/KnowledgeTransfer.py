@@ -29,7 +29,8 @@ class KnowledgeTransfer(ScriptedLoadableModule):
         parent.contributors = ["The KnowledgeTransfer contributors"]
         parent.helpText = _(
             "Lets segmentation models that others trained annotate your scans, and distils them into a small fast "
-            "network that segments new scans in seconds. Nothing leaves this computer. "
+            "network that segments new scans in seconds. Teachers are models of KnowledgeTransfer, MONAI, nnU-Net or "
+            "TotalSegmentator, networks in one file, or segmentations. Nothing leaves this computer. "
             '<a href="https://github.com/KnowledgeTransfer/SlicerKnowledgeTransfer">Documentation</a>'
         )
         parent.acknowledgementText = _(

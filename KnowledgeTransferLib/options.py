@@ -213,7 +213,10 @@ def _add_export(steps) -> None:
 
 def _add_describe(steps) -> None:
     step = _step(steps, "describe", "tell what a teacher or student is: its structures, channels and model card")
-    step.add_argument("path", metavar="PATH", type=Path, help="model of any known kind, or folder of segmentations")
+    step.add_argument(
+        "path", metavar="PATH", type=Path,
+        help="model of any known kind, or folder of segmentations; totalsegmentator: tells TotalSegmentator's tasks",
+    )  # fmt: skip
     step.add_argument(
         "--template", action="store_true",
         help="write the teacher.json that a bare network (.ts, .pt2, .onnx) needs, to be filled in",

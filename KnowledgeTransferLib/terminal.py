@@ -70,6 +70,8 @@ class TerminalListener:
     def _description(self, event: dict) -> None:
         if "template" in event:
             return self.console.print(f"{escape(event['template'])}: fill it in")
+        if "tasks" in event:
+            return self.console.print(f"{escape(event['path'])}TASK, where TASK is one of {', '.join(event['tasks'])}")
         names = ", ".join(structure["name"] for structure in event["structures"])
         self.console.print(f"{escape(event['path'])}: {event['kind']}; segments {escape(names)}")
         for text in filter(None, (event["hint"], event["card"])):

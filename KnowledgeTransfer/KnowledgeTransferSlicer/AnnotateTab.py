@@ -6,20 +6,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import qt
 import slicer
 from slicer.i18n import tr as _
 
-from KnowledgeTransferLib.records import bundle, reviews
-from KnowledgeTransferLib.records.progress import explain
+from KnowledgeTransferLib.records import reviews
 from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json
 from KnowledgeTransferLib.records.settings import read_settings
 
-from . import Requirements, SceneIO
-from .Controls import allOrNone, check, nameOf, onPath, setCell, setPath, stretch, structuresOf, without
+from . import SceneIO
+from .Controls import allOrNone, check, onPath, setCell, setPath, stretch
 from .SceneRuns import DRAWN, SCANS, SCENE, closeReviewed, openedOf, unlink
-
-FROM_SCENE = "Segmentations in the scene"
+from .Teachers import Teachers
 
 
 class AnnotateTab:
@@ -29,8 +26,7 @@ class AnnotateTab:
         self.panel, self.ui, self.logic = panel, panel.ui, panel.logic
         self.shown = None  # the run whose cases the table shows
         self.rows = []  # states of the cases, as the table shows them
-        self.added = ""  # the teacher that the user added last
-        self.known = {}  # teacher path -> what it segments
+        self.teachers = Teachers(panel)
         ui = self.ui
         self.aboutSaving = ui.saveCorrectionButton.toolTip
         ui.annotateSceneRadio.connect("toggled(bool)", self.onFrom)
@@ -39,10 +35,6 @@ class AnnotateTab:
             "clicked()", lambda: panel.change(annotateVolumes=allOrNone(ui.annotateVolumesSelector))
         )
         onPath(ui.annotateCohortPath, lambda path: panel.change(annotateCohort=path))
-        ui.addTeacherFolderButton.connect("clicked()", self.onAddFolder)
-        ui.addTeacherFileButton.connect("clicked()", self.onAddFile)
-        ui.addTeacherSegmentationsButton.connect("clicked()", lambda: self.addTeacher(SCENE))
-        ui.removeTeacherButton.connect("clicked()", self.onRemoveTeacher)
         ui.teachersTable.connect("itemSelectionChanged()", self.updateButtons)
         ui.annotateButton.connect("clicked()", self.onAnnotate)
         ui.casesTable.connect("itemSelectionChanged()", self.updateButtons)
@@ -52,7 +44,6 @@ class AnnotateTab:
         ui.rejectButton.connect("clicked()", lambda: self.onVerdict("rejected"))
         ui.saveCorrectionButton.connect("clicked()", self.onSaveCorrection)
         ui.discardCorrectionButton.connect("clicked()", self.onDiscardCorrection)
-        stretch(ui.teachersTable, 0, 1)
         stretch(ui.casesTable, 0)
 
     def connected(self):
@@ -71,7 +62,7 @@ class AnnotateTab:
             getattr(self.ui, name).enabled = not scene
         check(self.ui.annotateVolumesSelector, parameters.annotateVolumes)
         setPath(self.ui.annotateCohortPath, parameters.annotateCohort)
-        self._showTeachers(parameters)
+        self.teachers.show(parameters)
         if self.run() != self.shown:
             self.showCases()
         self.updateButtons()
@@ -84,7 +75,7 @@ class AnnotateTab:
         busy = self.panel.jobOf("annotate") is not None
         ui.annotateButton.enabled = bool(given) and bool(parameters.teacherPaths) and not busy
         ui.annotateButton.toolTip = self._whatIsMissing(bool(given), bool(parameters.teacherPaths), busy)
-        ui.removeTeacherButton.enabled = ui.teachersTable.currentRow() >= 0
+        ui.removeTeacherButton.enabled = ui.lookAgainButton.enabled = ui.teachersTable.currentRow() >= 0
         self._updateReview(ui, self.chosen())
 
     def _updateReview(self, ui, case):
@@ -114,33 +105,8 @@ class AnnotateTab:
     def onVolumes(self):
         self.panel.change(annotateVolumes=list(self.ui.annotateVolumesSelector.checkedNodes()))
 
-    def onAddFolder(self):
-        title = _("Teacher: a model's folder, or a folder of segmentations")
-        self.addTeacher(qt.QFileDialog.getExistingDirectory(self.panel.parent, title, str(self.panel.workingFolder)))
-
-    def onAddFile(self):
-        title = _("Teacher: a model in one file")
-        path = qt.QFileDialog.getOpenFileName(self.panel.parent, title, str(self.panel.workingFolder))
-        self.addTeacher(path[0] if isinstance(path, tuple) else path)
-
     def addTeacher(self, path):
-        parameters = self.panel.parameters
-        self.known.pop(path, None)  # it may have changed
-        self.added = path
-        if path and path not in parameters.teacherPaths:
-            weights = list(parameters.teacherWeights)
-            parameters.teacherPaths = [*parameters.teacherPaths, path]
-            parameters.teacherWeights = [*weights, 1.0]
-
-    def onRemoveTeacher(self):
-        row, parameters = self.ui.teachersTable.currentRow(), self.panel.parameters
-        if 0 <= row < len(parameters.teacherPaths):
-            parameters.teacherPaths = without(parameters.teacherPaths, row)
-            parameters.teacherWeights = without(parameters.teacherWeights, row)
-
-    def onWeight(self, row, value):
-        weights = list(self.panel.parameters.teacherWeights)
-        self.panel.change(teacherWeights=[*weights[:row], value, *weights[row + 1 :]])
+        self.teachers.add(path)
 
     def onAnnotate(self):
         parameters = self.panel.parameters
@@ -284,70 +250,6 @@ class AnnotateTab:
         self.showCases(self.chosen())
         self.panel.distilTab.showRuns()
         self.panel.showError(job)
-
-    def _showTeachers(self, parameters):
-        table = self.ui.teachersTable
-        table.setRowCount(len(parameters.teacherPaths))
-        for row, path in enumerate(parameters.teacherPaths):
-            name = FROM_SCENE if path == SCENE else nameOf(path)
-            setCell(table, row, 0, name, path)
-            if path not in self.known:
-                self._recognise(path)
-            setCell(table, row, 1, self.known[path], self.known[path])
-            weight = parameters.teacherWeights[row] if row < len(parameters.teacherWeights) else 1.0
-            self._showWeight(row, weight)
-
-    def _showWeight(self, row, weight):
-        box = self.ui.teachersTable.cellWidget(row, 2)
-        if box is None:
-            box = qt.QDoubleSpinBox()
-            box.setRange(0.01, 100)
-            box.setSingleStep(0.5)
-            box.toolTip = _("How much this teacher's opinion counts among several teachers")
-            self.ui.teachersTable.setCellWidget(row, 2, box)
-            box.connect("valueChanged(double)", lambda value, row=row: self.onWeight(row, value))
-        blocked = box.blockSignals(True)
-        box.value = weight
-        box.blockSignals(blocked)
-
-    def _recognise(self, path):
-        """Find out what a teacher segments: of a bundle at once, of other kinds the library tells."""
-        self.known[path] = ""
-        if path == SCENE:
-            self.known[path] = _("what was drawn on the chosen volumes")
-        elif bundle.is_bundle(bundle.bundle_in(path)):
-            self.known[path] = structuresOf(path)
-        elif Requirements.missing():
-            self.known[path] = _("shown once the packages are installed")
-        else:
-            try:
-                self.logic.describe(path).onFinished.append(lambda ended: self._onRecognised(path, ended))
-                self.known[path] = _("looking…")
-            except (OSError, RuntimeError) as error:  # such as a scene from another computer
-                self.known[path] = explain(error)
-
-    def _onRecognised(self, path, job):
-        names = [structure["name"] for structure in job.result.get("structures", [])]
-        self.known[path] = ", ".join(names) if names else job.error
-        if job.result.get("risk"):
-            self.known[path] = _("not trusted: {risk}").format(risk=job.result["risk"])
-            if path == self.added:  # not for what a loaded scene brings
-                qt.QTimer.singleShot(0, lambda: self._askForTrust(path, job.result["risk"]))
-        if self.panel.parameters is not None:
-            self._showTeachers(self.panel.parameters)
-        if job.error:
-            self.panel.status.say(job.error)
-
-    def _askForTrust(self, path, risk):
-        """Code of a teacher's author runs only after a yes to that very teacher."""
-        question = _(
-            "{path}:\n{risk}.\n\nOpening it could run whatever its author put there. Say yes only if you know where it "
-            "comes from. The answer is remembered until its files change.\n\nTrust this teacher?"
-        ).format(path=path, risk=risk)
-        if slicer.util.confirmYesNoDisplay(question, windowTitle="KnowledgeTransfer"):
-            with self.panel.messages():
-                job = self.logic.describe(path, trust=True)
-                job.onFinished.append(lambda ended: self._onRecognised(path, ended))
 
     def _whatIsMissing(self, given, taught, busy):
         if busy:

@@ -30,6 +30,7 @@ class Job:
         self.log = run.log
         self.status = None
         self.error = ""
+        self.failure = {}  # the event `error`
         self.problems = []
         self.result = {}  # the event `done`
         self.onEvent = []
@@ -102,7 +103,7 @@ class Job:
     def take(self, event):
         kind = event["event"]
         if kind == "error":
-            self.error = event.get("text", "")
+            self.error, self.failure = event.get("text", ""), event
         elif kind == "problem":
             self.problems.append({"case": event.get("case", ""), "message": event.get("text", "")})
         elif kind == "done":

@@ -61,7 +61,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
             ValueError: a volume cannot be used, or no teacher was given. RuntimeError: the folder is in use.
         """
         volumes, weights = _checked(volumeNodes), _weights(teachers)
-        with self._working(runDirectory) as run, exported(volumes, run) as cases:
+        with self._working(runDirectory, packagesFor(weights)) as run, exported(volumes, run) as cases:
             weights, hints = withScene(weights, run, cases)
             arguments = [run.path, "--cohort", run.path / SCANS, *_teacherArguments(weights), *_options(settings)]
             job = self._start("annotate", run, arguments)
@@ -76,7 +76,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         weights, cohort = _weights(teachers), _existing(cohort)
         if SCENE in weights:
             raise ValueError("Segmentations in the scene can only teach loaded volumes; remove them from the teachers")
-        with self._working(runDirectory) as run:
+        with self._working(runDirectory, packagesFor(weights)) as run:
             arguments = [run.path, "--cohort", cohort, *_teacherArguments(weights), *_options(settings)]
             return self._start("annotate", run, arguments)
 
@@ -143,15 +143,19 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         job.hints = [*filter(None, hints)]
         return job
 
-    def describe(self, path, trust=False):
-        """What a teacher or student is: `job.result` holds `kind`, `structures`, `card`, `risk`.
+    def describe(self, path, trust=False, template=False):
+        """What a teacher or student is: `job.result` holds `kind`, `structures`, `card`, `hint`, `risk`.
+
+        Of "totalsegmentator:" alone it holds `tasks`, the names that may stand behind it.
 
         Args:
             trust: a teacher that brings code of its own may run it from now on, until its files change.
+            template: write the teacher.json that a bare network needs, to be filled in; `job.result["template"]`.
         """
         path = _teacher(path)
+        options = [*(["--trust"] * bool(trust)), *(["--template"] * bool(template))]
         with self._working(None) as run:
-            return self._start("describe", run, [path, *(["--trust"] * bool(trust))], warm=True)
+            return self._start("describe", run, [path, *options], warm=True)
 
     def phantom(self, folder, site, cases):
         """Make a small synthetic cohort to try the module with; it has expert annotations."""
@@ -211,13 +215,15 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         self.library.close(stopRuns)
 
     @contextlib.contextmanager
-    def _working(self, path):
+    def _working(self, path, also=()):
         """A run directory that can be written, to start a job in; None makes a temporary one, gone with the job.
+
+        What is not installed is installed after asking; `also`: packages beside the library's own list.
 
         Raises:
             OSError: it cannot be written. RuntimeError: somebody works in it.
         """
-        self.requirements.ensure()
+        self.requirements.ensure(also=also)
         run = RunDirectory(path or tempfile.mkdtemp(prefix=TEMPORARY)).create()
         run.temporary = not path
         try:
@@ -233,6 +239,13 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         job = (self.library.ask if warm else self.library.start)(step, run, arguments)
         job.temporary = run.temporary
         return job
+
+
+def packagesFor(teachers):
+    """What some kinds of teachers need beside the library's own list."""
+    tasks = any(str(path).startswith(TASK) for path in teachers)
+    onnx = any(str(path).lower().endswith(".onnx") for path in teachers)
+    return [Requirements.TOTAL_SEGMENTATOR] * tasks + [Requirements.ONNX_RUNTIME] * onnx
 
 
 def removeStaleFolders():

@@ -12,6 +12,7 @@ import slicer
 from slicer.i18n import tr as _
 
 KEPT = ("numpy", "SimpleITK", "requests")  # of Slicer itself; pip must not replace them
+TOTAL_SEGMENTATOR, ONNX_RUNTIME = "TotalSegmentator>=2.18", "onnxruntime"  # what only some teachers need
 _busy = []  # what is being installed; meanwhile Slicer's event loop goes on now and then
 LINE = re.compile(r"^([A-Za-z0-9_.-]+)\s*(?:>=\s*([0-9.]+))?")
 
@@ -27,9 +28,10 @@ def requirements():
     return [LINE.match(line).groups() for line in lines if line]
 
 
-def missing():
+def missing(also=()):
     """The requirements that are not met, such as ["torch>=2.8"]; nothing is imported to find out."""
-    return [f"{name}>={lowest}" if lowest else name for name, lowest in requirements() if not _isThere(name, lowest)]
+    wanted = [*requirements(), *(LINE.match(package).groups() for package in also)]
+    return [f"{name}>={lowest}" if lowest else name for name, lowest in wanted if not _isThere(name, lowest)]
 
 
 def _isThere(name, lowest):
@@ -63,13 +65,16 @@ def explanation(packages):
     ).format(packages=", ".join(packages))
 
 
-def ensure(ask=True):
+def ensure(ask=True, also=()):
     """Install what is missing, after asking.
+
+    Args:
+        also: packages beside the library's own list, such as TOTAL_SEGMENTATOR.
 
     Raises:
         RequirementsError: the user declined, PyTorch's extension is missing, or the installation did not work.
     """
-    packages = missing()
+    packages = missing(also)
     if not packages:
         return
     if _busy:
@@ -87,7 +92,7 @@ def ensure(ask=True):
         raise RequirementsError(_("The installation did not work: {error}").format(error=error)) from error
     finally:
         _busy.clear()
-    left = missing()
+    left = missing(also)
     if left:
         raise RequirementsError(
             _("Could not be installed: {packages}. Restart Slicer and try again").format(packages=", ".join(left))
@@ -130,7 +135,7 @@ def _pipInstall(packages):
 
 def _pins():
     """What must stay as it is, as pip's constraints."""
-    for name in (*KEPT, "torch"):
+    for name in (*KEPT, "torch", "torchvision"):  # the last two fit each other, and the graphics card
         try:
             yield f"{name}=={metadata.version(name)}"
         except metadata.PackageNotFoundError:

@@ -1,5 +1,7 @@
 """Status: the area that is always there: what runs, how long it will take, what it said, and Cancel."""
 
+import re
+
 import qt
 from slicer.i18n import tr as _
 
@@ -17,7 +19,13 @@ PANEL_WORDS = {
     "give --trust once; it is remembered": "remove it, add it again and say yes; it is remembered",
     "(--cohort PATH)": "",
     "or give --labels": "",
+    "(pip install TotalSegmentator)": "(press TotalSegmentator…, which installs it after asking)",
+    "(totalseg_set_license)": "of TotalSegmentator's makers",
+    "with its own command `totalseg_download_weights -t TASK`": (
+        "with Slicer's extension TotalSegmentator, by carrying out this task once in its module"
+    ),
 }
+TEMPLATE = re.compile("`describe --template .*` writes")
 
 
 class Status:
@@ -146,4 +154,4 @@ def inWordsOfThePanel(text):
     """A message of the library, with what the panel calls the options of the command line."""
     for option, control in PANEL_WORDS.items():
         text = text.replace(option, control)
-    return text
+    return TEMPLATE.sub("Look again (under Teachers) writes", text)

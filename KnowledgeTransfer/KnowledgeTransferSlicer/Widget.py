@@ -205,14 +205,21 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def onInstall(self):
         self.ui.installButton.enabled = False
-        self.status.say(_("Packages are being installed; Slicer may stand still for some minutes"))
         with self.messages():
-            Requirements.ensure()
-            self.status.say(_("The packages are installed"))
+            self.install()
         self.ui.installButton.enabled = True
-        self.showRequirements()
-        self.annotateTab.known.clear()
-        self.onParameters()
+
+    def install(self, also=()):
+        """Install what is missing, after asking; `also`: what only some teachers need. Raises RequirementsError."""
+        if not Requirements.missing(also):
+            return
+        self.status.say(_("Packages are being installed; Slicer may stand still for some minutes"))
+        try:
+            Requirements.ensure(also=also)
+            self.status.say(_("The packages are installed"))
+        finally:
+            self.showRequirements()
+            self.annotateTab.teachers.lookAgain()
 
     def showRequirements(self):
         packages, reason = Requirements.missing(), Requirements.impossible()

@@ -62,7 +62,8 @@ class Progress:
         if isinstance(error, (Exception, KeyboardInterrupt)):
             stopped = isinstance(error, (Cancelled, KeyboardInterrupt))
             with contextlib.suppress(OSError):  # the disk may be what is wrong
-                self.event("cancelled" if stopped else "error", text=explain(error))
+                facts = getattr(error, "facts", {})  # what a listener can act on
+                self.event("cancelled" if stopped else "error", text=explain(error), **facts)
             error.told = True
 
     def event(self, event: str, **fields) -> None:

@@ -265,9 +265,13 @@ def a_totalsegmentator_task(monkeypatch, weights: Path | None = None) -> Path:
     """
     names = ("totalsegmentator", "python_api", "map_to_binary", "config", "map_tasks_config")
     modules = {n: ModuleType(n if n == "totalsegmentator" else f"totalsegmentator.{n}") for n in names}
-    modules["map_to_binary"].class_map = {"total": {1: "liver", 2: "spleen"}}
+    modules["map_to_binary"].class_map = {"total": {1: "liver", 2: "spleen"}, "face": {1: "face"}, "part": {1: "rib"}}
     modules["config"].get_weights_dir = lambda: weights or Path(__file__).parent
     modules["map_tasks_config"].TASK_ID_WEIGHTS_CONFIGS = {297: {"foldername": Path(__file__).name}}
+    modes = {"fast": {"task_id": 297}, "default": {"task_id": [297]}}
+    modules["map_tasks_config"].TASK_CONFIGS = {
+        "total": {"sub_modes": modes}, "face": {"task_id": 297, "commercial": True}, "test": {"task_id": 517},
+    }  # fmt: skip
     interface = modules["python_api"]
     interface.called = []
 

@@ -1,5 +1,6 @@
 """Exported teachers: TorchScript, torch.export and ONNX with a teacher.json; what they say equals the bare network."""
 
+import errno
 import json
 import zipfile
 
@@ -33,6 +34,7 @@ from KnowledgeTransferLib.learning.teachers import (
     kind_of,
     remember_trust,
     risk_of,
+    sidecar,
 )
 from KnowledgeTransferLib.learning.volume import Volume
 from KnowledgeTransferLib.steps.describe import describe
@@ -156,6 +158,30 @@ def test_without_a_sidecar_the_message_says_how_to_get_one(tmp_path):
     (path.parent / "teacher.json").unlink()
     with pytest.raises(FileNotFoundError, match="describe --template .* writes teacher.json beside it"):
         TorchScript.open(path, "cpu", None)
+
+
+def test_what_is_missing_is_told_with_the_file_where_it_belongs(tmp_path):
+    path, events = write_torchscript(tmp_path / "model"), []
+    (path.parent / "teacher.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        describe(path, listener=events.append)
+    describe(path, template=True)
+    with pytest.raises(ValueError, match="is a template still"):
+        describe(path, listener=events.append)
+    told = [(event["event"], event["sidecar"]) for event in events]
+    assert told == [("error", str(path.parent / "teacher.json"))] * 2
+
+
+def test_where_a_template_cannot_be_written_the_message_says_what_to_do(tmp_path, monkeypatch):
+    path = write_torchscript(tmp_path / "model")
+    (path.parent / "teacher.json").unlink()
+
+    def refuse(file, content):
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(sidecar, "write_json", refuse)
+    with pytest.raises(OSError, match=r"teacher.json: cannot be written \(Permission denied\). Copy the network to a"):
+        describe(path, template=True)
 
 
 @with_onnx

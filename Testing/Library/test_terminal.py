@@ -149,6 +149,12 @@ def test_a_comparison_is_a_table_with_gaps_for_what_cannot_be_measured(a_plain_t
     assert "None" not in shown(a_plain_terminal)
 
 
+def test_tasks_are_told_with_how_to_name_them(a_plain_terminal):
+    tasks = {"path": "totalsegmentator:", "kind": "totalsegmentator", "tasks": ["total", "total:fast"]}
+    a_plain_terminal({"event": "done", "step": "describe", **tasks})
+    assert "totalsegmentator:TASK, where TASK is one of total, total:fast" in shown(a_plain_terminal)
+
+
 def test_a_template_is_told(a_plain_terminal):
     event = {"event": "done", "step": "describe", "path": "net.onnx", "kind": "onnx", "template": "teacher.json"}
     a_plain_terminal(event)

@@ -73,6 +73,23 @@ def test_an_unknown_task_a_missing_licence_and_a_missing_package_are_told(monkey
         describe(str(TASK))
 
 
+def test_its_prefix_alone_tells_the_tasks_that_can_be_named(monkeypatch):
+    a_totalsegmentator_task(monkeypatch)
+    found = describe("totalsegmentator:")
+    assert found["tasks"] == ["total", "total:fast", "face"]  # neither a part of another task nor one without weights
+    for task in found["tasks"]:
+        assert describe(f"totalsegmentator:{task}")["structures"]
+
+
+def test_what_a_task_needs_is_told_before_it_is_used(monkeypatch, tmp_path):
+    a_totalsegmentator_task(monkeypatch)
+    assert describe(str(TASK))["hint"] == ""
+    assert "needs a licence" in describe("totalsegmentator:face")["hint"]
+    a_totalsegmentator_task(monkeypatch, weights=tmp_path / "weights")
+    for name in (str(TASK), f"{TASK}:fast"):
+        assert "totalseg_download_weights -t TASK" in describe(name)["hint"]
+
+
 def test_annotate_keeps_its_name_and_goes_on_with_it(monkeypatch, tmp_path, a_foreign_cohort):
     a_totalsegmentator_task(monkeypatch)
     annotate(tmp_path / "run", a_foreign_cohort, {str(TASK): 2.0})
@@ -87,6 +104,9 @@ def test_the_real_package_tells_its_structures_and_downloads_nothing(monkeypatch
     monkeypatch.setenv("TOTALSEG_WEIGHTS_PATH", str(tmp_path / "weights"))
     names = [structure["name"] for structure in describe(str(TASK))["structures"]]
     assert len(names) > 100 and {"spleen", "kidney right"} <= set(names)
+    tasks = describe("totalsegmentator:")["tasks"]
+    assert {"total", "total:fast", "lung_vessels"} <= set(tasks) and "test" not in tasks
+    assert all("weights are not there" in describe(f"totalsegmentator:{task}")["hint"] for task in tasks)
     with pytest.raises(FileNotFoundError, match="nothing is downloaded by itself"):
         kind_of(TASK).open(TASK, "cpu", None)
     assert not any(tmp_path.rglob("*.zip"))

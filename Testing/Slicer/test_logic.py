@@ -409,7 +409,7 @@ def test_without_the_packages_a_job_says_what_to_install(a_scene, tmp_path):
 
     class Without:
         @staticmethod
-        def ensure():
+        def ensure(also=()):
             raise RequirementsError("Not installed: torch>=2.8")
 
     logic = KnowledgeTransferLogic(requirements=Without)

@@ -2,6 +2,7 @@
 
 import sys
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -93,6 +94,22 @@ def test_one_question_and_then_torch_through_its_extension_and_the_rest_by_pip(r
     )
     assert any(line.startswith("numpy==") for line in installers["constraints"])  # Slicer's own numpy stays
     assert any(line.startswith("torch==") for line in installers["constraints"])
+
+
+def test_what_only_some_teachers_need_is_asked_for_when_such_a_teacher_is_used(requirements, installers, dialogs):
+    from KnowledgeTransferSlicer.Logic import packagesFor
+
+    assert packagesFor(["/a/student", "scene:"]) == []
+    wanted = packagesFor(["totalsegmentator:total", "/a/NET.ONNX"])
+    assert wanted == ["TotalSegmentator>=2.18", "onnxruntime"]
+    requirements.ensure(also=wanted)
+    assert "TotalSegmentator>=2.18" in dialogs.shown[0].text and set(wanted) < set(installers["pip"])
+    assert requirements.missing() == []
+
+
+def test_what_teachers_need_is_what_the_package_itself_names(requirements):
+    extras = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'"{requirements.TOTAL_SEGMENTATOR}"' in extras and f'"{requirements.ONNX_RUNTIME}"' in extras
 
 
 def test_a_second_press_while_packages_are_installed_installs_nothing(requirements, installers, monkeypatch):

@@ -54,6 +54,11 @@ class _Exported:
             "card": f"A network without a model card; {sidecar_of(path).name} tells what images it expects.",
         }  # fmt: skip
 
+    @staticmethod
+    def sidecar(path: Path) -> Path:
+        """Where its teacher.json is, or belongs."""
+        return sidecar_of(path)
+
     @classmethod
     def template(cls, path: Path) -> Path:
         """Write teacher.json to be filled in."""

@@ -105,7 +105,7 @@ def write_template(model: Path, outputs: int | None = None, channels: int | None
         outputs: channels of the network's output, where the file tells them.
 
     Raises:
-        FileExistsError: there is one already.
+        FileExistsError: there is one already. OSError: it cannot be written there.
     """
     file = sidecar_of(model)
     if file.is_file():
@@ -118,7 +118,13 @@ def write_template(model: Path, outputs: int | None = None, channels: int | None
         "spacing_mm": [1.0] * dimensions, "normalisation": {"kind": "z-score"},
         "patch_size_voxels": [96] * dimensions, "overlap": 0.25,
     }  # fmt: skip
-    write_json(file, content)
+    try:
+        write_json(file, content)
+    except OSError as error:
+        raise OSError(
+            f"{file}: cannot be written ({error.strerror or error}). "
+            "Copy the network to a folder that you may write to, and take it from there"
+        ) from error
     return file
 
 

@@ -21,6 +21,10 @@ from .teacher import Teacher
 PREFIX, FAST = "totalsegmentator:", ":fast"
 DEVICES = {"cuda": "gpu"}  # its names of devices, where they are others
 PACKAGE = "the package TotalSegmentator 2.18 or newer (pip install TotalSegmentator)"
+NO_WEIGHTS = (
+    "{folder}: TotalSegmentator's weights are not there, and nothing is downloaded by itself. "
+    "Fetch them with its own command `totalseg_download_weights -t TASK`, then try again"
+)
 
 
 class TotalSegmentatorTask:
@@ -39,20 +43,27 @@ class TotalSegmentatorTask:
         known = _labels(path, task)
         with _offline(path) as interface:
             settings = interface.get_task_config(task, fast=fast, quiet=True)
-            ids = settings["task_id"]
-            for number in ids if isinstance(ids, list) else [ids]:
+            for number in _listed(settings["task_id"]):
                 interface.download_pretrained_weights(number)  # ours, which refuses where they are missing
         return _Task(path, task, fast, known, DEVICES.get(device, device))
 
     @staticmethod
     def describe(path: Path) -> dict:
-        task, _ = _task_of(path)
+        task, fast = _task_of(path)
         return {
-            "labels": _labels(path, task), "channels": 1, "hint": "",
+            "labels": _labels(path, task), "channels": 1, "hint": _hint(task, fast),
             "modality": "MR" if task.endswith("_mr") else "CT",
             "card": f"TotalSegmentator's task {task} (Wasserthal et al., doi.org/10.1148/ryai.230024). It gives "
             "decisions, no probabilities.",
         }  # fmt: skip
+
+    @staticmethod
+    def tasks(path: Path) -> list[str]:
+        """For the prefix alone: the tasks that the installed package knows, each with its fast form behind it."""
+        if str(path) != PREFIX:
+            return []
+        known = _known(path)
+        return [name for task in _configs() if task in known for name in _forms(task)]
 
     @staticmethod
     def sha256(path: Path) -> str:
@@ -96,13 +107,50 @@ def _task_of(path: Path) -> tuple[str, bool]:
 
 
 def _labels(path: Path, task: str) -> Labels:
+    known = _known(path)
+    if task not in known:
+        raise ValueError(f"{path}: TotalSegmentator knows no task {task!r}; known are {', '.join(known)}")
+    return Labels.from_names({int(value): name.replace("_", " ") for value, name in known[task].items()})
+
+
+def _known(path: Path) -> dict:
+    """The structures of each task, and of some that only other tasks use."""
     try:
         from totalsegmentator.map_to_binary import class_map
     except ImportError as error:
         raise RuntimeError(f"{path}: needs {PACKAGE} ({error})") from error
-    if task not in class_map:
-        raise ValueError(f"{path}: TotalSegmentator knows no task {task!r}; known are {', '.join(class_map)}")
-    return Labels.from_names({int(value): name.replace("_", " ") for value, name in class_map[task].items()})
+    return class_map
+
+
+def _configs() -> dict:
+    from totalsegmentator import map_tasks_config
+
+    return getattr(map_tasks_config, "TASK_CONFIGS", {})
+
+
+def _forms(task: str) -> list[str]:
+    """A task and its fast form, if there is one; none of a task whose weights have no place (its makers' tests)."""
+    names = [task, f"{task}{FAST}"] if "fast" in _configs()[task].get("sub_modes", {}) else [task]
+    try:
+        _folders(task, fast=False)
+    except ValueError:
+        return []
+    return names
+
+
+def _folders(task: str, fast: bool) -> list[Path]:
+    """Where the weights of a task are kept."""
+    config = _configs().get(task, {})
+    config = config.get("sub_modes", {}).get("fast" if fast else "default", config)
+    return [_weights(number) for number in _listed(config.get("task_id", []))]
+
+
+def _hint(task: str, fast: bool) -> str:
+    """What a person needs before this task can be used: a licence, its weights."""
+    missing = [folder for folder in _folders(task, fast) if not folder.exists()]
+    commercial = _configs().get(task, {}).get("commercial")
+    hints = ["This task needs a licence (totalseg_set_license)."] if commercial else []
+    return " ".join(hints + [NO_WEIGHTS.format(folder=folder) for folder in missing[:1]])
 
 
 @contextlib.contextmanager
@@ -128,17 +176,24 @@ def _offline(path: Path):
             setattr(interface, name, theirs[name])
 
 
-def _weights_must_be_there(number) -> None:
+def _listed(numbers) -> list:
+    return numbers if isinstance(numbers, list) else [numbers]
+
+
+def _weights(number) -> Path:
+    """The folder where TotalSegmentator keeps the weights of one of its networks."""
     from totalsegmentator.config import get_weights_dir
     from totalsegmentator.map_tasks_config import TASK_ID_WEIGHTS_CONFIGS
 
-    place = TASK_ID_WEIGHTS_CONFIGS[number]
-    folder = Path(get_weights_dir()) / (place.get("rel_path") or "") / place["foldername"]
-    if not folder.exists():
-        raise FileNotFoundError(
-            f"{folder}: TotalSegmentator's weights are not there, and nothing is downloaded by itself. "
-            "Fetch them with its own command `totalseg_download_weights -t TASK`, then try again"
-        )
+    place = TASK_ID_WEIGHTS_CONFIGS.get(number)
+    if place is None:
+        raise ValueError(f"TotalSegmentator {number}: this network has no weights that anybody could fetch")
+    return Path(get_weights_dir()) / (place.get("rel_path") or "") / place["foldername"]
+
+
+def _weights_must_be_there(number) -> None:
+    if not _weights(number).exists():
+        raise FileNotFoundError(NO_WEIGHTS.format(folder=_weights(number)))
 
 
 def _nothing(*_, **__) -> None:

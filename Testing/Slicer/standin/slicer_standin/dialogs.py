@@ -82,11 +82,21 @@ def _chooser(kind: str, result: type, default):
 
 
 def _run(self, *args):
-    """QDialog.exec: accepted, unless the test says otherwise."""
+    """QDialog.exec: accepted, unless the test says otherwise; for an input dialog it may say the text."""
+    if isinstance(self, QtWidgets.QInputDialog):
+        return _ask(self)
     text = self.text if isinstance(self, QtWidgets.QMessageBox) else self.windowTitle
     accepted = QtWidgets.QMessageBox.StandardButton.Ok
     default = accepted if isinstance(self, QtWidgets.QMessageBox) else QtWidgets.QDialog.DialogCode.Accepted
     return note(type(self).__name__, text, default)
+
+
+def _ask(dialog) -> bool:
+    parts = (dialog.windowTitle, dialog.labelText(), *dialog.comboBoxItems())
+    value = note("QInputDialog", "\n".join(parts), True)
+    if isinstance(value, str):
+        dialog.setTextValue(value)
+    return value is not False
 
 
 def _open(url) -> bool:
