@@ -15,8 +15,6 @@ from .Logic import TASK, packagesFor
 from .SceneRuns import SCENE
 from .Status import inWordsOfThePanel
 
-FROM_SCENE = "Segmentations in the scene"
-
 
 class Teachers:
     """The group Teachers of the first tab; the parameter node holds their paths and weights."""
@@ -225,4 +223,4 @@ class Teachers:
 def _nameOf(path):
     if path.startswith(TASK):
         return f"TotalSegmentator {path.removeprefix(TASK)}"
-    return FROM_SCENE if path == SCENE else nameOf(path)
+    return _("Segmentations in the scene") if path == SCENE else nameOf(path)

@@ -30,7 +30,6 @@ STOP_WITH_SLICER = "KnowledgeTransfer/StopRunsWithSlicer"
 REFRESH_MS = 2000
 LONGEST_REFRESH_MS = 60_000
 REFRESH_SHARE = 0.05  # of Slicer's time: from looks of 100 ms on, they become rarer
-DEVICE_TEXTS = ("Automatic", "NVIDIA graphics card (cuda)", "Apple graphics (mps)", "Processor (cpu)")
 
 
 class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -132,7 +131,8 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.parameters = parameters
         if parameters:
             self._guiTag = parameters.connectGui(self.ui)
-            setTexts(self.ui.deviceSelector, DEVICE_TEXTS)
+            graphics = (_("NVIDIA graphics card (cuda)"), _("Apple graphics (mps)"))
+            setTexts(self.ui.deviceSelector, (_("Automatic"), *graphics, _("Processor (cpu)")))
             for tab in self.tabs:
                 tab.connected()
             self.addObserver(parameters, vtk.vtkCommand.ModifiedEvent, self.onParameters)
