@@ -19,10 +19,11 @@ from torch import nn
 from .ahead import MOST_AT_ONCE
 from .exported_files import ONNX, OPENVINO, OPENVINO_INT8, TorchExport, TorchScript, exported
 from .networks import for_inference, plain
-from .openvino_graph import Compiled, converted_model, features_of, import_openvino, in_halves, openvino_model
+from .openvino_graph import Compiled, converted_model, features_of, has_bf16, import_openvino, in_halves, openvino_model
 from .precision_cost import in_words
 from .predictor import Halves
 from .quantisation import Ranges
+from .resources import emulates_bf16
 
 if TYPE_CHECKING:
     from .student import Student
@@ -61,7 +62,9 @@ class Torch:
     def __init__(self, student: Student, precision: str):
         self.device, self.precision = student.device, precision
         self.network = for_inference(copy.deepcopy(student.network), student.device)
-        self.about = f"torch {torch.__version__} on {student.device}, {precision}"
+        imitated = precision == "bf16" and emulates_bf16(student.device)
+        slow = " (imitated, slowly: this processor has none)" if imitated else ""
+        self.about = f"torch {torch.__version__} on {student.device}, {precision}{slow}"
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         half = torch.autocast(self.device, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
@@ -92,7 +95,8 @@ class OpenVino:
             self.factor = student.network.stem
             body, head = (lambda batch, n=n: self.two[n](batch) for n in range(2))
             self.halves = Halves(body, head, self.factor, student.labels.channels)
-        self.about = f"OpenVINO {ov.__version__.split('-')[0]} on cpu, {precision}"
+        exact = " (in f32: this processor has none)" if precision == "bf16" and not has_bf16() else ""
+        self.about = f"OpenVINO {ov.__version__.split('-')[0]} on cpu, {precision}{exact}"
 
     @staticmethod
     def model_of(student: Student, ranges: Ranges | None = None):

@@ -126,11 +126,6 @@ def usual_precision(device: str) -> str:
     return "bf16-mixed" if knows_bf16 else "32-true"
 
 
-def emulates_bf16(device: str) -> bool:
-    """Whether it computes bfloat16 one by one: a processor without AVX-512, where a step took 20 times as long."""
-    return device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-
-
 def _dimensions(cases: list[Fingerprint]) -> tuple[int, str]:
     slices = int(np.median([case.shape[2] for case in cases]))
     if slices < THIN_VOLUME_SLICES:

@@ -22,7 +22,7 @@ from .exported_files import ONNX, OPENVINO, OPENVINO_INT8, PT2, TORCHSCRIPT
 from .model_card import model_card, monai_inference, monai_metadata
 from .monai_workflow import monai_workflow
 from .networks import plain
-from .openvino_graph import import_openvino
+from .openvino_graph import has_bf16, import_openvino
 from .precision_cost import in_words, precision_cost
 from .quantisation import input_ranges
 from .student import Student
@@ -135,7 +135,8 @@ def write_export(student: Student, name: str, folder: Path, evidence: Evidence) 
     differing = _differing(student, exporter.open(changed), batches)
     if exporter.exact and differing > MOST_DIFFERING:
         raise _refusal(student, name, f"{differing:.3%} of the voxels get another label than from the student itself")
-    costs = {p: precision_cost(changed, p, evidence) for p in exporter.precisions if evidence.cases}
+    able = [p for p in exporter.precisions if p != "bf16" or has_bf16()]
+    costs = {p: precision_cost(changed, p, evidence) for p in able if evidence.cases}
     if not exporter.exact:
         _check_costs(student, name, costs)
     found = {"files": list(exporter.files), "images": len(batches), "source": evidence.source, "differing": differing}

@@ -37,6 +37,11 @@ def import_openvino():
     return openvino
 
 
+def has_bf16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this processor; where it does not, it takes f32 without a word."""
+    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def openvino_model(network: nn.Module, example: torch.Tensor, ranges: Ranges | None = None):
     """An openvino.Model of any size, from images `(B, C, *size)` such as the example to logits; in a tenth of a second.
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from ..learning.ahead import ahead
 from ..learning.batches import PreparedCases
-from ..learning.configuration import Surroundings, configure, emulates_bf16, fingerprint, usual_precision
+from ..learning.configuration import Surroundings, configure, fingerprint, usual_precision
 from ..learning.losses import losses_of
 from ..learning.precursors import kept_preprocessing, labels_of_start, live_teacher, runs_beside, with_precursors
 from ..learning.predictor import pick_device
 from ..learning.preprocessing import Preprocessing
+from ..learning.resources import emulates_bf16
 from ..learning.student import Student, load_student, new_network, save_student
 from ..learning.training import length_for, new_fabric, new_training, train
 from ..learning.training_cases import (

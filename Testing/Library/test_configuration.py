@@ -8,7 +8,6 @@ import pytest
 from KnowledgeTransferLib.learning.configuration import (
     Surroundings,
     configure,
-    emulates_bf16,
     fingerprint,
     usual_precision,
 )
@@ -250,11 +249,3 @@ def test_a_fingerprint_samples_a_large_volume_evenly():
 def test_a_gpu_without_bfloat16_computes_in_32_bits(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert usual_precision("cuda") == "32-true"
-
-
-@pytest.mark.parametrize(
-    ("device", "processor", "slow"), [("cpu", "AVX2", 1), ("cpu", "AVX512", 0), ("cuda", "AVX2", 0)]
-)
-def test_a_processor_without_bfloat16_is_known(device, processor, slow, monkeypatch):
-    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: processor)
-    assert emulates_bf16(device) == slow

@@ -14,9 +14,11 @@ from KnowledgeTransferLib.learning.backends import BACKENDS, PRECISIONS, open_ba
 from KnowledgeTransferLib.learning.evidence import Evidence, evidence_of, volumes_of
 from KnowledgeTransferLib.learning.exported_files import OPENVINO_INT8
 from KnowledgeTransferLib.learning.networks import plain
+from KnowledgeTransferLib.learning.openvino_graph import has_bf16
 from KnowledgeTransferLib.learning.precision_cost import in_words, precision_cost
 from KnowledgeTransferLib.learning.preprocessing import Normalisation, Preprocessing
 from KnowledgeTransferLib.learning.quantisation import CONVOLUTIONS, in_levels, input_ranges, quantised
+from KnowledgeTransferLib.learning.resources import emulates_bf16
 from KnowledgeTransferLib.learning.student import load_student
 from KnowledgeTransferLib.learning.volume import read_annotation, read_image, write_annotation
 from KnowledgeTransferLib.options import parser
@@ -101,8 +103,9 @@ def test_int8_runs_the_exported_file_and_tells_what_it_costs(command, an_int8_ru
         done = command("segment", an_int8_run, scan, file, "--precision", precision)
         assert done.status == 0
         start = next(event for event in done.events if event["event"] == "start")
-        assert f"on cpu, {precision}, from model" in start["backend"]
-        assert texts(done).startswith(f"{precision}: Dice 0.9" if precision != "f32" else "")
+        assert f"on cpu, {precision}" in start["backend"] and ", from model" in start["backend"]
+        known = "Dice 0.9" if precision == "int8" or has_bf16() else "what it costs in Dice was not measured"
+        assert texts(done).startswith(f"{precision}: {known}" if precision != "f32" else "")
     f32, _, int8 = (read_annotation(file) for file in files.values())
     assert 0 < (f32 != int8).mean() < 0.02
 
@@ -110,7 +113,7 @@ def test_int8_runs_the_exported_file_and_tells_what_it_costs(command, an_int8_ru
 def test_the_card_and_the_report_tell_what_each_precision_costs(an_int8_run):
     student = load_student(an_int8_run)
     card = (student.folder / bundle.MODEL_CARD).read_text(encoding="utf-8")
-    for precision in ("bf16", "int8"):
+    for precision in ("bf16", "int8") if has_bf16() else ("int8",):
         cost = student.card["precisions"][precision]
         assert cost["images"] == 2 == cost["experts"] and cost["source"] == "the run's own cohort"
         assert cost["dice_with_f32"] > 0.95 and abs(cost["dice_lost"]) < 0.05
@@ -224,3 +227,31 @@ def test_options_and_documentation_name_every_export_backend_and_precision():
     text = (Path(__file__).parents[2] / "docs" / "segmenting.md").read_text(encoding="utf-8")
     assert all(f"| `{kind}` |" in text for kind in exporters.EXPORTERS)
     assert all(f"`{name}`" in text for name in BACKENDS) and all(name in text for name in PRECISIONS)
+
+
+@pytest.mark.parametrize(
+    ("device", "processor", "slow"), [("cpu", "AVX2", 1), ("cpu", "AVX512", 0), ("cuda", "AVX2", 0)]
+)
+def test_a_processor_without_bfloat16_is_known(device, processor, slow, monkeypatch):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: processor)
+    assert emulates_bf16(device) == slow
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_backend_says_where_the_processor_has_no_bf16(backend, there, monkeypatch):
+    monkeypatch.setattr("KnowledgeTransferLib.learning.backends.emulates_bf16", lambda device: not there)
+    monkeypatch.setattr("KnowledgeTransferLib.learning.backends.has_bf16", lambda: there)
+    assert ("this processor has none" in open_backend(a_student(), backend, "bf16").about) != there
+    assert "this processor" not in open_backend(a_student(), backend, "f32").about
+
+
+def test_what_bf16_costs_is_not_measured_where_the_processor_has_none(
+    a_teacher, a_foreign_cohort, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(exporters, "has_bf16", lambda: False)
+    folder = Path(shutil.copytree(a_teacher, tmp_path / "student"))
+    found = exporters.write_export(
+        load_student(folder), "openvino", folder, evidence_of(read_cohort(a_foreign_cohort), "")
+    )
+    assert found["precisions"] == {} == load_student(folder).card.get("precisions")
