@@ -46,9 +46,14 @@ def parts_asked(description: str, parts: Sequence[str]) -> list[str]:
 
 def origin(command: str) -> str:
     """The line below a section: when, by which command, with what and on which machine it was measured."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     versions = f"KnowledgeTransfer {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
-    return f"*{date.today()}, `{command}`: {versions}; {_processor()}, {os.cpu_count()} cores, {gpu}.*"
+    return f"*{date.today()}, `{command}`: {versions}; {machine()}.*"
+
+
+def machine() -> str:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    kind = torch.backends.cpu.get_cpu_capability()
+    return f"{_processor()} ({kind}), {os.cpu_count()} cores, {gpu}"
 
 
 def _processor() -> str:

@@ -93,15 +93,15 @@ def ultrasound() -> str:
 
 
 TRANSFERS = {**EXPERIMENTS, "partial": partial_teachers.partial_teachers}
+TRANSFER_NOTES = {**NOTES, "partial": partial_teachers.NOTE}
 
 
 def transfer(name: str) -> str:
     """One of the experiments of arXiv:2101.09560."""
     title, runs, table = TRANSFERS[name]()
     failed = not_measured(runs) if os.environ.get("KT_ONLY_MEASURED") else carry_out(to_do(runs))
-    notes = {**NOTES, "partial": partial_teachers.NOTE}
     example = runs[-1].text()
-    return f"## {title}\n\n{table(failed)}\n\n{notes.get(name, '')}Every cell is an ordinary run, such as\n\n```bash\n{example}\n```"
+    return f"## {title}\n\n{table(failed)}\n\n{TRANSFER_NOTES.get(name, '')}Every cell is an ordinary run, such as\n\n```bash\n{example}\n```"
 
 
 PARTS = {

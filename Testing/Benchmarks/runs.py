@@ -16,6 +16,8 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from document import machine
+
 from KnowledgeTransferLib.records.run_directory import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +119,7 @@ def keep(run: Run) -> None:
     """Write the record of a run that is finished."""
     evaluation, training = (read_json(run.folder / f"{name}.json") for name in ("evaluation", "training"))
     record = {
-        "commands": run.text().splitlines(), "code": _commit(), "seconds": round(seconds_of(run)),
+        "commands": run.text().splitlines(), "code": _commit(), "machine": machine(), "seconds": round(seconds_of(run)),
         "epoch": training["epoch"], "epochs": training["history"][-1]["epoch"], "methods": list(evaluation["methods"]),
     }  # fmt: skip
     cases = ",\n".join(json.dumps([_short(row[column]) for column in COLUMNS]) for row in evaluation["cases"])

@@ -80,8 +80,7 @@ def test_the_plain_network_is_a_copy_of_standard_layers():
     [
         (name, design, dimensions)
         for name, design, dimensions in itertools.product(BACKENDS, STUDENTS, (2, 3))
-        if name not in ("torchscript", "pt2")
-        and (name != "openvino" or dimensions == 2 or design not in SLOW_TO_CONVERT)
+        if name not in NEED_A_FILE and (name != "openvino" or dimensions == 2 or design not in SLOW_TO_CONVERT)
     ],
 )
 def test_a_backend_gives_the_same_labels(name, design, dimensions):

@@ -5,12 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from KnowledgeTransferLib.learning.configuration import (
-    Surroundings,
-    configure,
-    fingerprint,
-    usual_precision,
-)
+from KnowledgeTransferLib.learning.configuration import Surroundings, configure, fingerprint, usual_precision
 from KnowledgeTransferLib.learning.networks import build_network
 from KnowledgeTransferLib.learning.volume import Volume
 from KnowledgeTransferLib.records.labels import Labels

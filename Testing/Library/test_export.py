@@ -140,10 +140,10 @@ def test_a_pt2_of_another_machine_is_not_opened_and_can_be_made_anew(a_bundle, t
     export(a_bundle, ["pt2"])
     assert open_backend(load_student(a_bundle), "pt2").backend.file == a_bundle / PT2
     monkeypatch.setenv("KT_CONFIG", str(tmp_path / "another machine"))
-    monkeypatch.setattr("torch.export.load", lambda file: pytest.fail("it was opened"))
-    with pytest.raises(ValueError, match="not exported on this machine.*`export --to pt2` makes it anew"):
-        open_backend(load_student(a_bundle), "pt2")
-    monkeypatch.undo()
+    with monkeypatch.context() as watched:
+        watched.setattr("torch.export.load", lambda file: pytest.fail("it was opened"))
+        with pytest.raises(ValueError, match="not exported on this machine.*`export --to pt2` makes it anew"):
+            open_backend(load_student(a_bundle), "pt2")
     export(a_bundle, ["pt2"])
     assert "torch.export" in open_backend(load_student(a_bundle), "pt2").about
 
