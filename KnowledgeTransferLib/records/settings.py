@@ -42,6 +42,10 @@ class AnnotateSettings:
         "entropy", "what that map holds: entropy of the class probabilities, or disagreement between teachers",
         ("entropy", "disagreement"),
     )  # fmt: skip
+    mirror: bool = _option(
+        False,
+        "own bundles average over mirror images too, where they were trained with them; takes twice as long or more",
+    )
     largest_component: bool = _option(False, "keep the largest part of each structure alone")
     fill_holes: bool = _option(False, "fill holes inside each structure")
     device: str = _option("auto", "where the teachers run", ("auto", "cuda", "mps", "cpu"))

@@ -84,13 +84,16 @@ def open_teachers(settings: AnnotateSettings, labels: Labels | None) -> Ensemble
     """The teachers as one.
 
     Raises:
-        ValueError: they cannot be one; or their disagreement is asked for, and no structure is judged by two.
+        ValueError: they cannot be one; or their disagreement is asked for, and no structure is judged by two; or mirror
+            images, and none knows them.
     """
     device = pick_device(settings.device)
     teachers = [kind_of(Path(t["path"])).open(Path(t["path"]), device, labels) for t in settings.teachers]
-    for teacher in teachers:
-        if isinstance(teacher, Student):
-            teacher.run_as(How(most_bytes=settings.most_bytes))
+    own = [teacher for teacher in teachers if isinstance(teacher, Student)]
+    if settings.mirror and not any(teacher.mirror_axes for teacher in own):
+        raise ValueError("no teacher is a bundle that was trained with mirror images; leave out --mirror")
+    for teacher in own:
+        teacher.run_as(How(mirror=settings.mirror and bool(teacher.mirror_axes), most_bytes=settings.most_bytes))
     weights = [_weight(t) for t in settings.teachers]
     ensemble = Ensemble(teachers, weights, settings.combine, settings.synonyms)
     if settings.uncertainty_measure == "disagreement" and not ensemble.may_disagree():

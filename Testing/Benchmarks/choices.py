@@ -10,7 +10,7 @@ from functools import partial
 
 from contrastive import described, must
 from runs import DATA, RUNS, Run
-from transfer import TEACHERS, length, teacher
+from transfer import TWO, length, teacher
 
 from KnowledgeTransferLib.records.run_directory import write_json
 
@@ -29,13 +29,13 @@ SETS = {"scd_lv_myocardium": "scd_lv_myocardium", "hippocampus_mri": "hippocampu
 def choices(data: str) -> str:
     """The study of one data set."""
     study = _study(data)
-    must([teacher(SETS[data], TEACHERS[0]), study])
-    title = f"Defaults for pseudo-annotations: {data} (student small, teacher {TEACHERS[0]} of {SETS[data]}, Dice on split `teacher`)"
+    must([teacher(SETS[data], TWO[0]), study])
+    title = f"Defaults for pseudo-annotations: {data} (student small, teacher {TWO[0]} of {SETS[data]}, Dice on split `teacher`)"
     return described(title, study, "")
 
 
 def _study(data: str) -> Run:
-    file, taught_by = RUNS / "choices" / "plan.json", teacher(SETS[data], TEACHERS[0])
+    file, taught_by = RUNS / "choices" / "plan.json", teacher(SETS[data], TWO[0])
     write_json(file, {"cells": CELLS})
     cases = ("--cohort", str(DATA / data), "--split", "transferal", "--test-split", "teacher")
     taught = ("--teacher", taught_by.student, "--plan", str(file), "--seeds", "3", "--at-once", "2")

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from contrastive import must
 from runs import DATA, Run
-from transfer import SEVERAL, interval, several_teachers
+from transfer import SEVERAL, TWO, interval, several_teachers
 
 from KnowledgeTransferLib.records.run_directory import read_json
 
 TITLE = "Confidence of pseudo-annotations against their Dice (split `transferal`)"
 NOTE = (
-    "The teachers are those of *Several teachers, one student*; rho: Spearman's rank correlation between the confidence "
+    "The teachers are the two or three of student `small` in *Several teachers, one student*; rho: Spearman's rank correlation between the confidence "
     "and the Dice of the cases; p: that it is none, as if every case were another patient's."
 )
 
 
 def confidence() -> str:
-    taught = {data: several_teachers(data) for data in SEVERAL}
+    taught = {data: several_teachers(data, TWO) for data in SEVERAL}
     runs = {data: _run(data, teachers) for data, teachers in taught.items()}
     needed = {teacher.name: teacher for teachers in taught.values() for teacher in teachers}
     must([*needed.values(), *runs.values()])

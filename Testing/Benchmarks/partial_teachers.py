@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from runs import DATA, RUNS, Run
-from transfer import SEEDS, TEACHERS, USUAL, Experiment, evaluation, length, single_student, student, table, teacher
+from transfer import SEEDS, SETS, TWO, Experiment, evaluation, length, single_student, student, table, teacher
 
 from KnowledgeTransferLib.learning.volume import read_annotation, read_image, write_annotation
 from KnowledgeTransferLib.records.cohort import read_cohort, write_names
@@ -22,22 +22,22 @@ NOTE = (
 
 def partial_teachers() -> Experiment:
     """Three students of two partial teachers beside those of the whole one."""
-    expert = ("--annotations", "expert", "--student", TEACHERS[1], "--seed", "0", *length(DATA_SET, "teacher"))
+    expert = ("--annotations", "expert", "--student", TWO[1], "--seed", "0", *length(DATA_SET, "teacher"))
     cohorts = {name: only(DATA / DATA_SET, name, RUNS / f"cohort of {name}") for name in STRUCTURES}
     knowing_one = [
         Run(f"partial/{name}", (("distil", "--cohort", str(cohort), *expert),)) for name, cohort in cohorts.items()
     ]
-    of_both = [single_student(DATA_SET, TEACHERS[1], USUAL, seed) for seed in SEEDS]
+    of_both = [single_student(DATA_SET, TWO[1], SETS[DATA_SET].student, seed) for seed in SEEDS]
     of_parts = [_student(knowing_one, other, seed) for seed, other in zip(SEEDS, of_both, strict=True)]
-    rows = {(DATA_SET, TEACHERS[1], USUAL): of_parts}
-    runs = [teacher(DATA_SET, TEACHERS[1]), *knowing_one, *of_both, *of_parts]
+    rows = {(DATA_SET, TWO[1], SETS[DATA_SET].student): of_parts}
+    runs = [teacher(DATA_SET, TWO[1]), *knowing_one, *of_both, *of_parts]
     columns, title = ("data", "teachers", "student"), "Two partial teachers, one student"
     return title, runs, lambda failed: table(columns, rows, failed, against="student of a whole teacher")
 
 
 def _student(teachers: list[Run], other: Run, seed: int) -> Run:
     """A student of partial teachers, evaluated beside the student of a whole one instead of its teachers."""
-    run = student(f"partial/student {seed}", DATA_SET, teachers, USUAL, seed)
+    run = student(f"partial/student {seed}", DATA_SET, teachers, SETS[DATA_SET].student, seed)
     *learning, _ = run.commands
     compared = evaluation(DATA_SET, f"whole={other.student}", f"student={run.student}")
     return replace(run, commands=(*learning, compared), after=(*run.after, other.name))
