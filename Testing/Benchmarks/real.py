@@ -18,6 +18,7 @@ from pathlib import Path
 import choices
 import confidence
 import contrastive
+import lessons
 import numpy as np
 import partial_teachers
 import torch
@@ -109,6 +110,7 @@ PARTS = {
     "ultrasound": ultrasound,
     **{name: partial(transfer, name) for name in TRANSFERS},
     **confidence.PARTS,
+    **lessons.PARTS,
     **choices.PARTS,
     **contrastive.PARTS,
 }

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from KnowledgeTransferLib.learning import student as student_module
 from KnowledgeTransferLib.learning.backends import open_backend
 from KnowledgeTransferLib.learning.phantom import LABELS, write_phantom
-from KnowledgeTransferLib.learning.student import Student, load_student
+from KnowledgeTransferLib.learning.student import How, Student, load_student, save_student
 from KnowledgeTransferLib.learning.teachers import uncertainty_of
 from KnowledgeTransferLib.learning.volume import (
     read_annotation,
@@ -503,3 +503,22 @@ def test_clean_up_leaves_the_largest_part_without_holes_in_decision_and_probabil
     steps = read_probabilities(run.probability_maps("B_001"), volume)
     assert np.array_equal(steps[1] == 255, clean == 1) and (steps.sum(0, dtype=int) == 255).all()
     assert read_json(run.annotations)["cases"]["B_001"]["foreground_voxels"] == 8**3
+
+
+def test_mirror_images_are_averaged_where_a_bundle_was_trained_with_them(run, a_teacher, a_foreign_cohort, tmp_path):
+    knows, case = tmp_path / "knows", read_cohort(a_foreign_cohort).cases[0]
+    student = load_student(a_teacher)
+    save_student(replace(student, card={"settings": {"mirror_axes": [0]}}), knows)
+    one_case = replace(read_cohort(a_foreign_cohort), cases=(case,))
+    annotate(run, one_case, {str(knows): 1.0, str(a_teacher): 1.0}, mirror=True)
+    volume = read_image(case.images)
+    plain, both = student.predict(volume), load_student(knows).run_as(How(mirror=True)).predict(volume)
+    stored = read_probabilities(run.probability_maps(case.id), volume) / 255
+    assert np.abs(stored - (plain + both) / 2).max() < 2 * STEP
+    assert np.abs(stored - plain).max() > 10 * STEP
+
+
+def test_mirror_images_are_refused_where_no_teacher_knows_them(command, a_teacher, a_foreign_cohort, tmp_path):
+    done = command("annotate", tmp_path / "run", "--cohort", a_foreign_cohort, "--teacher", a_teacher, "--mirror")
+    assert done.status == 2
+    assert "no teacher is a bundle that was trained with mirror images; leave out --mirror" in done.messages
