@@ -14,7 +14,7 @@ from KnowledgeTransferLib.records import reviews
 from KnowledgeTransferLib.records.cohort import SEGMENTATION
 from KnowledgeTransferLib.records.jobs import state_of
 from KnowledgeTransferLib.records.run_directory import RunDirectory
-from KnowledgeTransferLib.records.settings import NONE
+from KnowledgeTransferLib.records.settings import NONE, read_settings
 
 from . import Requirements, SceneIO
 from .LibraryProcess import Library
@@ -102,7 +102,8 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         state = state_of(runDirectory)
         if state is None or state.step not in GO_ON:
             raise ValueError(f"{runDirectory}: nothing was begun here that can go on")
-        with self._working(runDirectory) as run:
+        asked = read_settings(RunDirectory(runDirectory), "annotate") if state.step == "annotate" else {}
+        with self._working(runDirectory, packagesFor(t["path"] for t in asked.get("teachers", ()))) as run:
             return self._start(state.step, run, _argumentsToGoOn(run, state))
 
     def segment(self, volumeNodes, bundle, **settings):
@@ -243,9 +244,17 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
 
 def packagesFor(teachers):
     """What some kinds of teachers need beside the library's own list."""
-    tasks = any(str(path).startswith(TASK) for path in teachers)
-    onnx = any(str(path).lower().endswith(".onnx") for path in teachers)
-    return [Requirements.TOTAL_SEGMENTATOR] * tasks + [Requirements.ONNX_RUNTIME] * onnx
+    packages = []
+    for path in map(str, teachers):
+        if path.startswith(TASK):
+            packages.append(Requirements.TOTAL_SEGMENTATOR)
+        elif path.lower().endswith(".onnx"):
+            packages.append(Requirements.ONNX_RUNTIME)
+        elif (Path(path) / "plans.json").is_file():
+            packages.append(Requirements.NN_UNET)
+        elif any((Path(path) / "configs").glob("inference.y*ml")):
+            packages.append(Requirements.YAML)
+    return list(dict.fromkeys(packages))
 
 
 def removeStaleFolders():

@@ -12,7 +12,8 @@ import slicer
 from slicer.i18n import tr as _
 
 KEPT = ("numpy", "SimpleITK", "requests")  # of Slicer itself; pip must not replace them
-TOTAL_SEGMENTATOR, ONNX_RUNTIME = "TotalSegmentator>=2.18", "onnxruntime"  # what only some teachers need
+TOTAL_SEGMENTATOR, NN_UNET = "TotalSegmentator>=2.18", "nnunetv2>=2.8"  # what only some teachers need
+ONNX_RUNTIME, YAML = "onnxruntime", "pyyaml"
 _busy = []  # what is being installed; meanwhile Slicer's event loop goes on now and then
 LINE = re.compile(r"^([A-Za-z0-9_.-]+)\s*(?:>=\s*([0-9.]+))?")
 

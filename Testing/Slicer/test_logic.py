@@ -1,5 +1,6 @@
 """Logic: the module as a script in Slicer's Python console uses it, with the real library as child process."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -416,6 +417,22 @@ def test_without_the_packages_a_job_says_what_to_install(a_scene, tmp_path):
     with pytest.raises(RuntimeError, match="torch"):
         logic.distil(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_goes_on_asks_for_the_packages_of_its_own_teachers(a_scene, tmp_path):
+    from KnowledgeTransferSlicer.Logic import KnowledgeTransferLogic
+
+    class Without:
+        @staticmethod
+        def ensure(also=()):
+            raise RuntimeError(f"Not installed: {', '.join(also)}")
+
+    teacher = {"path": "totalsegmentator:total", "weight": 1.0, "sha256": "0" * 64}
+    content = {"format_version": 1, "annotate": {"teachers": [teacher]}}
+    (tmp_path / "settings.json").write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "job.json").write_text(json.dumps({"step": "annotate"}), encoding="utf-8")
+    with pytest.raises(RuntimeError, match="Not installed: TotalSegmentator"):
+        KnowledgeTransferLogic(requirements=Without).goOn(tmp_path)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/slicer.md"])

@@ -107,9 +107,20 @@ def test_what_only_some_teachers_need_is_asked_for_when_such_a_teacher_is_used(r
     assert requirements.missing() == []
 
 
+def test_folders_of_nn_unet_and_of_yaml_bundles_need_packages_of_their_own(requirements, tmp_path):
+    from KnowledgeTransferSlicer.Logic import packagesFor
+
+    for file in ("nnunet/plans.json", "yaml/configs/inference.yaml", "json/configs/inference.json"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    folders = [tmp_path / name for name in ("nnunet", "yaml", "json", "nnunet")]
+    assert packagesFor(folders) == [requirements.NN_UNET, requirements.YAML]
+
+
 def test_what_teachers_need_is_what_the_package_itself_names(requirements):
     extras = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-    assert f'"{requirements.TOTAL_SEGMENTATOR}"' in extras and f'"{requirements.ONNX_RUNTIME}"' in extras
+    needed = (requirements.TOTAL_SEGMENTATOR, requirements.NN_UNET, requirements.ONNX_RUNTIME, requirements.YAML)
+    assert all(f'"{package}"' in extras for package in needed)
 
 
 def test_a_second_press_while_packages_are_installed_installs_nothing(requirements, installers, monkeypatch):
