@@ -28,8 +28,8 @@ def pseudo_annotation(opinion: Opinion, volume: Volume, labels: Labels, settings
     """Decide, clean up and count, as the settings say."""
     uncertainty = None
     if settings.uncertainty:
-        disagreement = settings.uncertainty_measure == "disagreement"
-        uncertainty = opinion.disagreement if disagreement else uncertainty_of(opinion.probabilities)
+        uncertainty = opinion.disagreement if settings.uncertainty_measure == "disagreement" else None
+        uncertainty = uncertainty_of(opinion.probabilities) if uncertainty is None else uncertainty
     channels, probabilities = _cleaned(opinion.probabilities, settings)
     decision = np.array(labels.values, np.uint8)[channels]
     figures = {

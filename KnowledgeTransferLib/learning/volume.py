@@ -180,10 +180,13 @@ def write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
 
 
 def steps_of(probabilities: np.ndarray) -> np.ndarray:
-    """The structures' probabilities in steps of 1/255, `(I, J, K, C - 1)` uint8; the background is what they leave."""
+    """The structures' probabilities in steps of 1/255, `(I, J, K, C - 1)` uint8; the background is what they leave.
+
+    Halves are rounded down: a voxel that is as likely background as a structure is decided as background, and stays so.
+    """
     steps = np.empty((*probabilities.shape[1:], len(probabilities) - 1), np.uint8)
     for channel, probability in enumerate(probabilities[1:]):  # one at a time: all would need another copy in floats
-        steps[..., channel] = np.rint(probability * 255)
+        steps[..., channel] = np.ceil(probability * 255 - 0.5)
     return steps
 
 

@@ -64,7 +64,8 @@ class DistilSettings:
     )  # fmt: skip
     soft: bool = _option(True, "learn the teacher's class probabilities, not only its decision")
     expert_weight: float = _option(
-        1.0, "how much a voxel that a person annotated counts, against 1 for a teacher's", limits=(1e-6, 1e6)
+        1.0, "how much a voxel that a person annotated counts, against 1 for a teacher's in the same batch",
+        limits=(1e-6, 1e6),
     )
     voxel_weights: str = _option(
         "equal", "how much the voxels of a pseudo-annotation count: all alike, or by the teachers' certainty",
@@ -204,12 +205,16 @@ def _wrong(value, setting: dataclasses.Field) -> str:
     return f"is {value!r}; each needs {' and '.join(sorted(lacking))}" if lacking else ""
 
 
-def differences(stored: dict, asked: dict) -> list[str]:
-    """Sentences on settings that were asked for and differ from those that a run was begun with."""
+def differences(step: str, stored: dict, asked: dict) -> list[str]:
+    """Sentences on settings that were asked for and differ from those that a run of a step was begun with.
+
+    What an earlier version did not know yet had its default.
+    """
+    begun = {field.name: field.default for field in fields(STEPS[step])} | stored
     return [
-        f"{name} is {stored.get(name)!r}, asked for is {value!r}"
+        f"{name} is {begun.get(name)!r}, asked for is {value!r}"
         for name, value in asked.items()
-        if stored.get(name) != value
+        if begun.get(name) != value
     ]
 
 

@@ -46,8 +46,11 @@ def merged(lists: list[Labels], synonyms: dict[str, str] | None = None) -> tuple
     that is taken already gives way to the lowest free one.
 
     Raises:
-        ValueError: more than 255 structures.
+        ValueError: more than 255 structures; a synonym's name that is itself another name of a third.
     """
+    for name in (synonyms or {}).values():
+        if _renamed(name, synonyms) != plain_name(name):
+            raise ValueError(f"synonyms: {name!r} is given another name itself; give the last name to all of them")
     whole, names = Labels(()), []
     for labels in lists:
         found = matches(labels, whole, synonyms)
@@ -76,9 +79,10 @@ def _with(structure: Structure, whole: Labels, synonyms: dict[str, str] | None) 
     if plain in (plain_name(name) for name in whole.names):
         return whole
     if plain != plain_name(structure.name):
-        meant = next(name for name in synonyms.values() if plain_name(name) == plain)
-        terminology = structure.terminology if code_of(structure) else terminology_of(meant)
-        structure = replace(structure, name=meant, terminology=terminology)
+        meant = [name for name in synonyms.values() if plain_name(name) == plain]
+        named = replace(structure, name=meant[0], terminology=terminology_of(meant[0]))
+        of_itself = not code_of(named) and len(meant) == 1  # several that become one have no code of one of them
+        structure = replace(named, terminology=structure.terminology) if of_itself else named
     free = [value for value in range(1, LARGEST_VALUE + 1) if value not in whole.values]
     if not free:
         raise ValueError(f"the teachers know more than {LARGEST_VALUE} structures together")

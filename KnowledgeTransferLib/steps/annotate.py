@@ -113,7 +113,7 @@ def _settings(run: RunDirectory, teachers: dict[str, float] | None, asked: dict)
     teachers = teachers or {t["path"]: _weight(t) for t in stored.get("teachers", ())}
     if teachers:
         asked = {**asked, "teachers": tuple(_reference(Path(path), weight) for path, weight in teachers.items())}
-    changed = differences(stored, {k: v for k, v in asked.items() if k not in MAY_CHANGE}) if stored else []
+    changed = differences("annotate", stored, {k: v for k, v in asked.items() if k not in MAY_CHANGE}) if stored else []
     if changed and run.annotations.is_file():
         raise ValueError(f"{run.path}: was begun with other settings ({'; '.join(changed)}); use another run directory")
     settings = AnnotateSettings(**{**stored, **asked})
@@ -209,6 +209,10 @@ def _found(job: _Job, ensemble: Ensemble, case: Case, looking: Future) -> tuple[
     except FAILURES as error:
         job.progress.problem(case.id, error)
         return None
+    if opinion.failed and _is_complete(job, case):
+        failed = "; ".join(f"{name} fails now ({reason})" for name, reason in opinion.failed.items())
+        job.progress.problem(case.id, ValueError(f"{failed}; what all teachers said of it before stays as it is"))
+        return None
     for name, reason in opinion.failed.items():
         unknown = f"; nobody judged {', '.join(opinion.unknown)}" if opinion.unknown else ""
         job.progress.warning(f"{case.id}: is annotated without {name} ({reason}){unknown}")
@@ -264,6 +268,13 @@ def _is_done(job: _Job, case: Case) -> bool:
     same_measure = not settings.uncertainty or done.get("uncertainty", "entropy") == settings.uncertainty_measure
     good = done.get("images") == case.paths and not done.get("failed")
     return good and same_measure and all(file.is_file() for file in files)
+
+
+def _is_complete(job: _Job, case: Case) -> bool:
+    """Whether all teachers annotated it before, perhaps without what is asked for now."""
+    done = job.record["cases"].get(case.id, {})
+    there = job.run.pseudo_annotation(case.id).is_file()
+    return there and done.get("images") == case.paths and not done.get("failed")
 
 
 def _refuse_to_replace_correction(job: _Job, case: Case) -> None:

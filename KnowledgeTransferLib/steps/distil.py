@@ -96,7 +96,7 @@ def _get_ready(run: RunDirectory, cohort, asked: dict, restart: bool, progress: 
     began = _began(run) and not restart
     stored = read_settings(run, "distil")
     chosen = _unsettled(stored)
-    changed = differences(stored, asked) if began else []
+    changed = differences("distil", stored, asked) if began else []
     changed += [f"{name} was {chosen[name]!r}" for name in sorted(taken_back) if began and chosen.get(name)]
     if began and cohort is not None and _opened(cohort).to_json() != read_json(run.cohort):
         changed.append("the cohort has other cases")
@@ -247,13 +247,18 @@ def _configured(settings: DistilSettings, around: Surroundings, fingerprints: li
     return dataclasses.replace(configured, reasons=reasons), kept or preprocessing
 
 
+def _weight_in_words(teacher: dict) -> str:
+    structures = teacher.get("structures", {})
+    return " ".join(f"{name}:{weight:g}" for name, weight in structures.items()) or f"{teacher['weight']:g}"
+
+
 def _taught_by(run: RunDirectory, cases: list[TrainingCase], settings: DistilSettings) -> str:
     """A sentence for the model card; it names no case and no path."""
     pseudo = [item for item in cases if item.annotation.parent == run.pseudo_annotations]
     parts = []
     if pseudo:
         teachers = read_json(run.annotations)["teachers"]
-        names = ", ".join(f"weight {t['weight']:g}, sha256 {t['sha256'][:12] or 'none'}" for t in teachers)
+        names = ", ".join(f"weight {_weight_in_words(t)}, sha256 {t['sha256'][:12] or 'none'}" for t in teachers)
         soft = "class probabilities" if pseudo[0].probabilities else "decisions"
         parts.append(f"the {soft} of {len(teachers)} teacher(s) ({names}) on {len(pseudo)} images")
     corrected, by_expert = sum(item.corrected for item in cases), sum(item.by_expert for item in cases)

@@ -522,3 +522,34 @@ def test_mirror_images_are_refused_where_no_teacher_knows_them(command, a_teache
     done = command("annotate", tmp_path / "run", "--cohort", a_foreign_cohort, "--teacher", a_teacher, "--mirror")
     assert done.status == 2
     assert "no teacher is a bundle that was trained with mirror images; leave out --mirror" in done.messages
+
+
+def test_a_teacher_that_fails_later_takes_nothing_from_what_all_of_them_said(run, a_foreign_cohort, tmp_path):
+    folders = [expert_folder(a_foreign_cohort, tmp_path / name, shift) for name, shift in (("a", 0), ("b", 2))]
+    annotate(run, a_foreign_cohort, {str(folder): 1.0 for folder in folders})
+    files = [run.pseudo_annotation("B_001"), run.probability_maps("B_001")]
+    before, entry = [file.read_bytes() for file in files], read_json(run.annotations)["cases"]["B_001"]
+    (folders[1] / "B_001.nii.gz").unlink()
+    record = annotate(run, uncertainty=True)
+    assert [file.read_bytes() for file in files] == before and record["cases"]["B_001"] == entry
+    assert "what all teachers said of it before stays as it is" in str(record["problems"])
+
+
+def test_where_two_teachers_contradict_each_other_probabilities_say_what_the_decision_says(
+    run, a_foreign_cohort, tmp_path
+):
+    folders = [expert_folder(a_foreign_cohort, tmp_path / name, shift) for name, shift in (("a", 0), ("b", 2))]
+    annotate(run, a_foreign_cohort, {str(folder): 1.0 for folder in folders})
+    case = read_cohort(a_foreign_cohort).cases[0]
+    steps = read_probabilities(run.probability_maps(case.id), read_image(case.images))
+    decision = read_annotation(run.pseudo_annotation(case.id))
+    halves = (steps == 128).any(0)
+    assert halves.any() and np.array_equal((steps.argmax(0) > 0)[halves], (decision > 0)[halves])
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_default_of_a_setting_that_is_new(done, run):
+    shutil.copytree(done.path, run.path, dirs_exist_ok=True)
+    content = read_json(run.settings)
+    del content["annotate"]["mirror"]
+    write_json(run.settings, content)
+    assert annotate(run, mirror=False)["cases"] == read_json(done.annotations)["cases"]

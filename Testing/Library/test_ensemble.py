@@ -271,6 +271,52 @@ def test_structures_of_one_teacher_that_get_one_name_are_added_up():
     np.testing.assert_allclose(ensemble.predict(VOLUME)[1], soft(0)[1:].sum(0), atol=1e-6)
 
 
+@pytest.mark.parametrize("combine", ["majority", "staple"])
+def test_structures_of_one_name_vote_as_one(combine):
+    lobes, synonyms = (
+        Labels.from_names({1: "upper lobe", 2: "lower lobe"}),
+        {"upper lobe": "lung", "lower lobe": "lung"},
+    )
+    teachers = [Fixed(lobes, at_one_voxel(0.4, 0.3, 0.3)) for _ in range(2)]
+    assert together(teachers, combine=combine, synonyms=synonyms)[1].item() > 0.9
+
+
+def test_a_structure_made_of_several_has_the_code_of_none_of_them():
+    kidneys = Labels((Structure.named("left kidney", 1), Structure.named("right kidney", 2)))
+    both = Ensemble([Fixed(kidneys, soft(0))], [1.0], synonyms={"left kidney": "kidney", "right kidney": "kidney"})
+    assert both.labels.structures[0].terminology == Structure.named("kidney", 1).terminology
+    beside = Ensemble([Fixed(both.labels, soft(0, 2)), Fixed(kidneys, soft(1))], [1, 1])
+    assert beside.labels.names == ("kidney", "left kidney", "right kidney")
+
+
+@pytest.mark.parametrize(
+    "synonyms", [{"liver": "organ", "organ": "thing"}, {"liver": "spleen", "spleen": "liver"}], ids=["chain", "swap"]
+)
+def test_a_name_that_gets_another_name_itself_is_refused(synonyms):
+    with pytest.raises(ValueError, match="is given another name itself; give the last name to all of them"):
+        Ensemble([Fixed(LABELS, soft(0))], [1.0], synonyms=synonyms)
+
+
+def test_structures_that_are_one_have_one_weight():
+    lobes, synonyms = (
+        Labels.from_names({1: "upper lobe", 2: "lower lobe"}),
+        {"upper lobe": "lung", "lower lobe": "lung"},
+    )
+    with pytest.raises(ValueError, match="upper lobe and lower lobe are lung by the synonyms; give lung a weight"):
+        Ensemble([Fixed(lobes, soft(0))], [{"upper lobe": 3.0}], synonyms=synonyms)
+    assert Ensemble([Fixed(lobes, soft(0))], [{"lung": 3.0}], synonyms=synonyms).weights.tolist() == [[0, 3]]
+
+
+def test_a_small_lead_in_votes_is_a_majority():
+    teachers = [Fixed(LIVER, at_one_voxel(0.49, 0.51)), Fixed(LIVER, at_one_voxel(1, 0))]
+    assert together(teachers, [1.005, 1], combine="majority")[1].item() > 0.5
+
+
+def test_where_no_structure_is_judged_by_two_there_is_no_disagreement():
+    ensemble = Ensemble([Fixed(LIVER, soft(0, 2)), Fixed(LIVER, None, "gone")], [1, 1])
+    assert ensemble.judge(VOLUME, disagreement=True).disagreement is None
+
+
 def test_a_value_that_is_taken_gives_way_to_a_free_one():
     others = Labels.from_names({4: "pancreas", 1: "heart"})
     ensemble = Ensemble([Fixed(LABELS, soft(0)), Fixed(others, soft(1))], [1, 1])

@@ -18,7 +18,7 @@ import numpy as np
 
 from .certainty import binary_entropy
 
-TIE = 0.01  # of a majority's probabilities are the mean's, so that equal votes go to what is more likely
+TIE = 0.001  # of a majority's probabilities are the mean's, so that equal votes go to what is more likely
 STAPLE_ITERATIONS = 100
 
 
@@ -32,7 +32,7 @@ class Tally:
     def __init__(self, classes: int, shape: tuple[int, ...], votes: bool = False, entropies: bool = False):
         self.sums = np.zeros((classes, *shape), np.float32)
         self.entropies = np.zeros((classes, *shape), np.float32) if entropies else None
-        self.weights = np.zeros(classes)
+        self.weights, self.judges = np.zeros(classes), np.zeros(classes, int)
         self.votes: list[tuple[np.ndarray, np.ndarray]] | None = [] if votes else None
 
     def add(self, probabilities: np.ndarray, channels: list[int], weights: np.ndarray) -> None:
@@ -50,8 +50,9 @@ class Tally:
             if self.entropies is not None:
                 self.entropies[channel] += np.float32(weights[channel]) * binary_entropy(probability)
         if self.votes is not None:
-            self.votes.append((np.array(channels, np.uint8)[probabilities.argmax(0)], weights))
+            self.votes.append((_decided(probabilities, channels), weights))
         self.weights += weights
+        self.judges += weights > 0
 
     def mean(self, channel: int) -> np.ndarray:
         return self.sums[channel] / np.float32(self.weights[channel])
@@ -60,17 +61,29 @@ class Tally:
         """Where each teacher that knows a structure sees it `(I, J, K)` bool, and its weight."""
         return [(vote == channel, weights[channel]) for vote, weights in self.votes if weights[channel]]
 
-    def disagreement(self) -> np.ndarray:
+    def disagreement(self) -> np.ndarray | None:
         """How far teachers contradict each other `(I, J, K)` from 0 to 1: mutual information, in bits.
 
         Entropy of their mean less the mean of their entropies (Houlsby et al. 2011, arXiv:1112.5745), of each structure
-        against all else; the largest counts.
+        against all else; the largest counts. None where no structure was judged by two.
         """
+        if self.judges.max() < 2:  # noqa: PLR2004
+            return None
         found = np.zeros(self.sums.shape[1:], np.float32)
         for channel in np.flatnonzero(self.weights):
             own = self.entropies[channel] / np.float32(self.weights[channel])
             np.maximum(found, binary_entropy(self.mean(channel)) - own, out=found)
         return np.clip(found, 0, 1)
+
+
+def _decided(probabilities: np.ndarray, channels: list[int]) -> np.ndarray:
+    """The channel `(I, J, K)` uint8 that a teacher votes for; its structures with the same channel vote as one."""
+    if len({*channels} - {0}) == np.count_nonzero(channels):
+        return np.array(channels, np.uint8)[probabilities.argmax(0)]
+    of_rest = [probabilities[n] for n, channel in enumerate(channels) if not channel]
+    together = sorted({*channels} - {0})
+    sums = [probabilities[np.array(channels) == channel].sum(0) for channel in together]
+    return np.array([0] * len(of_rest) + together, np.uint8)[np.stack([*of_rest, *sums]).argmax(0)]
 
 
 def _mean(tally: Tally, channel: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...records.labels import Labels
 from ...records.progress import FAILURES
-from ...records.structure_names import matches, merged
+from ...records.structure_names import matches, merged, plain_name
 from ..student import Prepared, Student
 from ..volume import Volume
 from .combining import Tally, combined
@@ -22,7 +22,7 @@ class Opinion:
     """What teachers say of a case together: class probabilities `(C, I, J, K)` float32, background first.
 
     `unknown`: structures that nobody judged, whose probability is 0. `failed`: teachers that could not judge the case,
-    and why. `disagreement (I, J, K)` from 0 to 1, where it was asked for.
+    and why. `disagreement (I, J, K)` from 0 to 1, where it was asked for and two judged the same structure.
     """
 
     probabilities: np.ndarray
@@ -41,8 +41,8 @@ class Ensemble:
         synonyms: other name -> name, for structures whose names differ.
 
     Raises:
-        ValueError: a weight that is no number above 0, of a structure that the teacher does not know, or beside STAPLE,
-            which weighs by itself.
+        ValueError: a weight that is no number above 0, of a structure that the teacher does not know, of one of several
+            that are one by the synonyms, or beside STAPLE, which weighs by itself; synonyms of synonyms.
     """
 
     network = None
@@ -148,7 +148,12 @@ class Ensemble:
             if same is None:
                 known = ", ".join(teacher.labels.names)
                 raise ValueError(f"{teacher.name}: does not know {name}, which has a weight; it knows {known}")
-            found[self.names[number][same]] = weight
+            whole = self.names[number][same]
+            parts = [own for own, meant in self.names[number].items() if meant == whole]
+            if len(parts) > 1 and plain_name(name) != plain_name(whole):
+                one = f"{' and '.join(parts)} are {whole} by the synonyms"
+                raise ValueError(f"{teacher.name}: {one}; give {whole} a weight, not {name}")
+            found[whole] = weight
         return found
 
     def _told(self, number: int) -> str:
