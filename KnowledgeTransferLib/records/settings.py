@@ -64,7 +64,8 @@ class DistilSettings:
     )  # fmt: skip
     soft: bool = _option(True, "learn the teacher's class probabilities, not only its decision")
     expert_weight: float = _option(
-        1.0, "how much a voxel that a person annotated counts, against 1 for a teacher's in the same batch",
+        1.0,
+        "how much a voxel that a person annotated counts, against 1 for a teacher's in the same batch",
         limits=(1e-6, 1e6),
     )
     voxel_weights: str = _option(
