@@ -35,7 +35,7 @@ EXPLANATION = {
     "dimensions": "3: volumes; 2: slice by slice",
     "channels": "of the image",
     "modality": "CT, MR or empty",
-    "orientation": "how the axes run before the network sees them, for example RAS; empty, and single slices: as in the file",
+    "orientation": "how axes run before the network sees them, such as RAS; empty, and single slices: as in the file",
     "spacing_mm": "voxel size to which images are resampled; null: as in the file",
     "normalisation": "one of "
     '{"kind": "none"}, {"kind": "z-score"} (clip to percentiles 0.5 and 99.5, mean 0, deviation 1), '
