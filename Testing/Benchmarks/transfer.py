@@ -136,10 +136,14 @@ def tuned() -> Experiment:
 
 EXPERIMENTS = {"single": single, "tuned": tuned, "several": several}
 NOTES = {
+    "several": "Student `small` (0.25 million parameters) learnt for 2500 steps from teachers that count alike. The others, "
+    "of the teachers' own size, learnt for 1000 steps from teachers that were asked about mirror images too (pictures), "
+    "where the one of another site counts a quarter; that was chosen on `teacher` and `transferal`, but after the figures "
+    "of `small` on `test` had been seen.\n\n",
     "tuned": "The share of the labels is what fine-tuning and training from scratch learnt from. The student that is "
     "fine-tuned learnt from a teacher of another site where there is one; the teacher of scd_lv_myocardium had learnt "
     "from all the labels of the same site. *Epoch kept* 0: on the held-out patients no epoch was better than the start, "
-    "and the student is the one that the teacher left, untuned.\n\n"
+    "and the student is the one that the teacher left, untuned.\n\n",
 }
 
 
