@@ -31,7 +31,7 @@ def matches(labels: Labels, known: Labels, synonyms: dict[str, str] | None = Non
     by_name = {_renamed(s.name, synonyms): s.name for s in known.structures}
     of_code, found = _by_code(known), {}
     for code, name in _by_code(labels).items():
-        if code in of_code:
+        if code in of_code and _renamed(name, synonyms) == plain_name(name):  # the user's word stands above a code
             found[name] = of_code[code]
     for structure in labels.structures:
         if _renamed(structure.name, synonyms) in by_name:

@@ -191,10 +191,13 @@ def _prepare(run: RunDirectory, cohort: Cohort, settings: DistilSettings, progre
         except FAILURES as error:  # such as a single slice among volumes
             progress.problem(item.case.id, error)
         else:
-            prepared.write(number, image, target, settings.seed, weights)
-            counts = {"weight": settings.expert_weight} if item.by_person else {}
-            unknown = item.unknown(labels, annotation)
-            good.append((item, {"number": number, **counts, **({"unknown": unknown} if unknown else {})}))
+            if weights is not None and not weights.any():
+                progress.leave_out(item.case.id, f"no voxel is as certain as {settings.least_certainty:g}")
+            else:
+                prepared.write(number, image, target, settings.seed, weights)
+                counts = {"weight": settings.expert_weight} if item.by_person else {}
+                unknown = item.unknown(labels, annotation)
+                good.append((item, {"number": number, **counts, **({"unknown": unknown} if unknown else {})}))
         stage.advance(text=item.case.id)
     _refuse_few(good, cases, progress)
     prepared.complete(
@@ -234,7 +237,9 @@ def _with_usual_channels(found: list[tuple], progress: Progress) -> list[tuple]:
 
 def _refuse_few(good: list, cases: list[TrainingCase], progress: Progress) -> None:
     if len(good) < FEWEST_CASES:
-        raise ValueError(f"only {len(good)} of {len(cases)} cases can be used: {progress.problems[0]['message']}")
+        left_out = [f"{case['case']} {case['message']}" for case in progress.left_out]
+        reason = next(iter([problem["message"] for problem in progress.problems] + left_out))
+        raise ValueError(f"only {len(good)} of {len(cases)} cases can be used: {reason}")
 
 
 def _configured(settings: DistilSettings, around: Surroundings, fingerprints: list):

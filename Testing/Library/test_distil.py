@@ -6,6 +6,7 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -13,6 +14,7 @@ import safetensors.numpy
 from KnowledgeTransferLib.learning import training
 from KnowledgeTransferLib.learning.phantom import LABELS, write_phantom
 from KnowledgeTransferLib.learning.student import load_student
+from KnowledgeTransferLib.learning.volume import write_probabilities
 from KnowledgeTransferLib.records.bundle import METADATA, OURS, WEIGHTS, sha256
 from KnowledgeTransferLib.records.cohort import Cohort, read_cohort
 from KnowledgeTransferLib.records.labels import Labels
@@ -80,6 +82,18 @@ def test_soft_and_hard_labels_and_experts_teach_differently(an_annotated_run, tm
         distil(run, epochs=1, **asked)
         students[name] = sha256(run.student / WEIGHTS)
     assert len(set(students.values())) == 3
+
+
+def test_where_no_voxel_is_as_certain_as_asked_the_case_is_left_out_and_told(an_annotated_run):
+    run = RunDirectory(an_annotated_run)
+    for file in run.probabilities.iterdir():
+        image = nibabel.load(file)
+        write_probabilities(file, np.full(image.shape, 50, np.uint8), image.affine)
+    events = []
+    with pytest.raises(ValueError, match="only 0 of 4 cases can be used: B_001 is left out: no voxel is as certain"):
+        distil(run, epochs=1, least_certainty=1.0, listener=events.append)
+    told = [event["case"] for event in events if event["event"] == "warning" and "no voxel is as certain" in str(event)]
+    assert told == ["B_001", "B_002", "B_003", "B_004"]
 
 
 def test_without_probabilities_soft_labels_are_the_decisions(an_annotated_run, tmp_path):

@@ -307,6 +307,26 @@ def test_structures_that_are_one_have_one_weight():
     assert Ensemble([Fixed(lobes, soft(0))], [{"lung": 3.0}], synonyms=synonyms).weights.tolist() == [[0, 3]]
 
 
+def test_a_teacher_that_is_asked_about_nothing_is_refused():
+    with pytest.raises(ValueError, match="odd: is asked about no structure, since all its weights are 0; leave it out"):
+        Ensemble([Fixed(LABELS, soft(0)), Fixed(LIVER, soft(1, 2), "odd")], [1.0, {"liver": 0.0}])
+
+
+def test_whatever_the_runtime_of_a_teacher_raises_is_told_with_its_name_and_leaves_the_case_to_the_others():
+    class Odd(Fixed):
+        def predict(self, volume):
+            raise AssertionError("Guard failed\nand much more")
+
+    opinion = Ensemble([Fixed(LIVER, soft(0, 2)), Odd(LIVER, None, "odd")], [1, 1]).judge(VOLUME)
+    assert opinion.failed == {"odd": "p1: odd fails (AssertionError: Guard failed)"}
+
+
+def test_a_synonym_stands_above_a_terminology_code():
+    lists = Labels.from_names({1: "left kidney"}), Labels.from_names({1: "kidney_left"})
+    teachers = [Fixed(labels, soft(0, 2)) for labels in lists]
+    assert Ensemble(teachers, [1, 1], synonyms={"kidney_left": "cyst"}).labels.names == ("left kidney", "cyst")
+
+
 def test_a_small_lead_in_votes_is_a_majority():
     teachers = [Fixed(LIVER, at_one_voxel(0.49, 0.51)), Fixed(LIVER, at_one_voxel(1, 0))]
     assert together(teachers, [1.005, 1], combine="majority")[1].item() > 0.5

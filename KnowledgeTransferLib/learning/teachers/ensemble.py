@@ -41,8 +41,9 @@ class Ensemble:
         synonyms: other name -> name, for structures whose names differ.
 
     Raises:
-        ValueError: a weight that is no number above 0, of a structure that the teacher does not know, of one of several
-            that are one by the synonyms, or beside STAPLE, which weighs by itself; synonyms of synonyms.
+        ValueError: a weight that is no number above 0; none above 0 of a teacher; a weight of a structure that it does
+            not know, of one of several that are one by the synonyms, or beside STAPLE, which weighs by itself;
+            synonyms of synonyms.
     """
 
     network = None
@@ -53,6 +54,11 @@ class Ensemble:
         self.name = " + ".join(t.name for t in teachers)
         self.hint = "\n".join(filter(None, (getattr(t, "hint", "") for t in teachers)))
         self.weights = np.array([self._weights(n, weight, synonyms) for n, weight in enumerate(weights)])
+        for teacher, weight in zip(teachers, self.weights, strict=True):
+            if not weight.any():
+                raise ValueError(
+                    f"{teacher.name}: is asked about no structure, since all its weights are 0; leave it out"
+                )
         self._leave_out_what_nobody_is_asked_about()
         if combine == "staple" and len(np.unique(self.weights[self.weights > 0])) > 1:
             raise ValueError("STAPLE finds out by itself how far each teacher can be relied on; leave the weights out")
@@ -112,7 +118,13 @@ class Ensemble:
     def _predict(self, number: int, volume: Volume, prepared: list | None) -> np.ndarray:
         seen = prepared[number] if prepared else None
         teacher = self.teachers[number]
-        found = teacher.predict(volume) if seen is None else teacher.predict(volume, seen)
+        try:
+            found = teacher.predict(volume) if seen is None else teacher.predict(volume, seen)
+        except FAILURES:
+            raise
+        except Exception as error:  # whatever another's runtime raises is this case's problem, not the end of all
+            first_line = next(iter(str(error).splitlines()), "")
+            raise ValueError(f"{volume.name}: {teacher.name} fails ({type(error).__name__}: {first_line})") from error
         if not np.isfinite(found.sum()):
             raise ValueError(f"{volume.name}: {teacher.name} gives class probabilities that are no numbers")
         return found

@@ -108,6 +108,8 @@ class TrainedModel:
 
     def predict(self, volume: Volume) -> np.ndarray:
         """Class probabilities `(C, I, J, K)` float32 in the geometry of the volume, background first."""
+        if volume.is_picture and len(self.predictor.configuration_manager.patch_size) == 3:  # noqa: PLR2004
+            raise ValueError(f"{volume.name}: is a single slice; {self.name} annotates volumes (3-D)")
         if volume.channels != self.channels:
             raise ValueError(f"{volume.name}: has {volume.channels} channels; the teacher needs {self.channels}")
         grid = grid_of(volume) if self.reorients else None

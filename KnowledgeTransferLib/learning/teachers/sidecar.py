@@ -149,7 +149,7 @@ def _from_json(content: dict) -> Sidecar:
         _one_of("activation", content["activation"], ACTIVATIONS),
         dimensions,
         _whole("channels", content.get("channels", 1)),
-        str(content.get("modality", "")),
+        str(content.get("modality") or ""),
         _orientation(content.get("orientation", "")),
         _sizes("spacing_mm", content["spacing_mm"], dimensions),
         _normalisation(content["normalisation"]),
@@ -192,7 +192,7 @@ def _orientation(value) -> str:
     axes = [axis for letter in str(value) for axis, letters in enumerate(("LR", "PA", "IS")) if letter in letters]
     if value and (len(str(value)) != 3 or sorted(axes) != [0, 1, 2]):
         raise ValueError(f"orientation is {value!r}; three letters such as RAS or LPS are needed, or an empty text")
-    return str(value)
+    return str(value or "")
 
 
 def _normalisation(value) -> dict:
