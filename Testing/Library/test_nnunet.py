@@ -174,3 +174,10 @@ def by_nnunet_itself(model: Path, scan: Path, output: Path) -> np.ndarray:
     output.mkdir()
     predictor.predict_from_files_sequential([[str(scan)]], [str(output / "case")], save_probabilities=True)
     return np.load(output / "case.npz")["probabilities"].transpose(0, 3, 2, 1)
+
+
+@pytest.mark.usefixtures("nnunetv2")
+def test_a_single_slice_is_refused_by_a_model_of_volumes(tmp_path):
+    teacher = NnUnet.open(write_nnunet(tmp_path / "model"), "cpu", None)
+    with pytest.raises(ValueError, match=r"p1: is a single slice; model annotates volumes \(3-D\)"):
+        teacher.predict(a_volume(shape=(12, 10, 1)))
