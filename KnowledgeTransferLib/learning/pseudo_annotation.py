@@ -26,10 +26,11 @@ class PseudoAnnotation:
 
 def pseudo_annotation(opinion: Opinion, volume: Volume, labels: Labels, settings: AnnotateSettings) -> PseudoAnnotation:
     """Decide, clean up and count, as the settings say."""
-    uncertainty = None
+    uncertainty, measure = None, {}
     if settings.uncertainty:
-        uncertainty = opinion.disagreement if settings.uncertainty_measure == "disagreement" else None
-        uncertainty = uncertainty_of(opinion.probabilities) if uncertainty is None else uncertainty
+        uncertainty, measure = opinion.disagreement, {"uncertainty": "disagreement"}
+        if uncertainty is None:  # not asked for, or too few teachers judged this case
+            uncertainty, measure = uncertainty_of(opinion.probabilities), {"uncertainty": "entropy"}
     channels, probabilities = _cleaned(opinion.probabilities, settings)
     decision = np.array(labels.values, np.uint8)[channels]
     figures = {
@@ -41,6 +42,7 @@ def pseudo_annotation(opinion: Opinion, volume: Volume, labels: Labels, settings
             if name not in opinion.unknown
         },
     }
+    figures |= measure
     figures |= {"unknown": list(opinion.unknown)} if opinion.unknown else {}
     figures |= {"failed": opinion.failed} if opinion.failed else {}
     steps = steps_of(probabilities) if settings.probabilities else None

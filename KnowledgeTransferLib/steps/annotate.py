@@ -238,7 +238,6 @@ def _write(job: _Job, case: Case, affine: np.ndarray, found: PseudoAnnotation) -
     run = job.run
     _refuse_to_replace_correction(job, case)
     _review_of_another_image(job, case, found.decision, affine)
-    measure = {"uncertainty": job.settings.uncertainty_measure} if found.uncertainty is not None else {}
     if found.steps is not None:
         write_probabilities(run.probability_maps(case.id), found.steps, affine)
     if found.uncertainty is not None:
@@ -246,7 +245,7 @@ def _write(job: _Job, case: Case, affine: np.ndarray, found: PseudoAnnotation) -
     else:
         run.uncertainty_map(case.id).unlink(missing_ok=True)  # of an earlier image
     checksum = _keep_decision(job, case, found.decision, affine)
-    return {"images": case.paths, "sha256": checksum, **measure, **found.figures}
+    return {"images": case.paths, "sha256": checksum, **found.figures}
 
 
 def _tell(job: _Job, writing: list[tuple[Case, Future]]) -> None:

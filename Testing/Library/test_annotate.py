@@ -553,3 +553,11 @@ def test_a_run_of_an_earlier_version_goes_on_with_the_default_of_a_setting_that_
     del content["annotate"]["mirror"]
     write_json(run.settings, content)
     assert annotate(run, mirror=False)["cases"] == read_json(done.annotations)["cases"]
+
+
+def test_the_record_says_which_measure_the_uncertainty_map_holds(run, a_foreign_cohort, tmp_path):
+    folders = [expert_folder(a_foreign_cohort, tmp_path / name, shift) for name, shift in (("a", 0), ("b", 2))]
+    (folders[1] / "B_001.nii.gz").unlink()
+    teachers = {str(folder): 1.0 for folder in folders}
+    cases = annotate(run, a_foreign_cohort, teachers, uncertainty=True, uncertainty_measure="disagreement")["cases"]
+    assert (cases["B_001"]["uncertainty"], cases["B_002"]["uncertainty"]) == ("entropy", "disagreement")
