@@ -230,6 +230,10 @@ def _path_and_weight(text: str) -> tuple[str, float | dict[str, float]]:
         pairs = (part.rpartition(":") for part in weight.split(","))
         return path, {structure.strip(): float(number) for structure, _, number in pairs}
     except ValueError:
+        if Path(path).exists() and not Path(text).exists():
+            raise ValueError(
+                f"--teacher {text}: {weight!r} is no weight; write PATH=2 or PATH=STRUCTURE:2,..."
+            ) from None
         return text, 1.0  # the path itself holds an equals sign
 
 

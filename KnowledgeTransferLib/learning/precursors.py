@@ -96,7 +96,7 @@ def with_precursors(settings: DistilSettings, run: RunDirectory, design: str | N
     settings = dataclasses.replace(settings, start_sha256="", live_teacher=live, live_sha256=_checksum(live))
     if not settings.start_from:
         return settings
-    student = load_student(Path(settings.start_from).absolute())
+    student = _start(Path(settings.start_from).absolute())
     if design not in (None, student.design.name):
         raise ValueError(
             f"{student.folder}: is a {student.design.name} student; leave out --student {design} to start from it"
@@ -105,6 +105,15 @@ def with_precursors(settings: DistilSettings, run: RunDirectory, design: str | N
     return dataclasses.replace(
         settings, start_from=str(student.folder), start_sha256=digest, student=student.design.name
     )
+
+
+def _start(path: Path) -> Student:
+    if path.exists() and not bundle.is_bundle(bundle.bundle_in(path)):
+        raise ValueError(
+            f"{path}: is not a bundle of KnowledgeTransfer, from whose weights a training could start (--from). "
+            "A student learns from other models, and from annotations, by `annotate --teacher`"
+        )
+    return load_student(path)
 
 
 def _checksum(folder: str) -> str:

@@ -23,6 +23,7 @@ from ..records.progress import FAILURES, Listener, Progress
 from ..records.reviews import read_reviews, write_review
 from ..records.run_directory import RunDirectory, read_json, write_json
 from ..records.settings import AnnotateSettings, differences, read_settings, write_settings
+from ..records.structure_names import plain_name
 
 MAY_CHANGE = ("device", "uncertainty", "uncertainty_measure", "most_bytes")  # while a run goes on
 
@@ -70,8 +71,8 @@ def annotate(
         if trust:
             _trust(settings, progress)
         ensemble = open_teachers(settings, cohort.labels)
-        if ensemble.hint:
-            progress.warning(ensemble.hint)
+        for hint in filter(None, (ensemble.hint, _unknown_synonyms(settings, ensemble, cohort.labels))):
+            progress.warning(hint)
         write_settings(run, "annotate", settings)
         write_json(run.cohort, cohort.to_json())
         job = _Job(run, settings, ensemble.labels, _record(run, settings, ensemble.labels), progress)
@@ -99,6 +100,17 @@ def open_teachers(settings: AnnotateSettings, labels: Labels | None) -> Ensemble
     if settings.uncertainty_measure == "disagreement" and not ensemble.may_disagree():
         raise ValueError("disagreement needs two teachers that know the same structure; the entropy can be measured")
     return ensemble
+
+
+def _unknown_synonyms(settings: AnnotateSettings, ensemble: Ensemble, experts: Labels | None) -> str:
+    """A sentence on synonyms for names that nobody uses; "" where there are none."""
+    lists = [*(teacher.labels for teacher in ensemble.teachers), *([experts] if experts else [])]
+    used = sorted({name for labels in lists for name in labels.names})
+    plain = {plain_name(name) for name in used}
+    unknown = [f"{name}={other}" for other, name in settings.synonyms.items() if plain_name(other) not in plain]
+    if not unknown:
+        return ""
+    return f"--synonym {', '.join(unknown)}: no structure has that other name; there are {', '.join(used)}"
 
 
 def _trust(settings: AnnotateSettings, progress: Progress) -> None:

@@ -90,10 +90,10 @@ def single() -> Experiment:
     rows: dict[tuple[str, ...], list[Run]] = {}
     for (data, *designs, _), run in students.items():
         rows.setdefault((data, *designs), []).append(run)
-    teachers = {(data, t): teacher(data, t) for data, t, *_ in cells}
+    runs = {run.name: run for (data, t, *_), student in students.items() for run in (teacher(data, t), student)}
     columns = ("data", "teacher", "student")
     title = "One teacher, one student: any network to any other"
-    return title, [*teachers.values(), *students.values()], lambda failed: table(columns, rows, failed)
+    return title, list(runs.values()), lambda failed: table(columns, rows, failed)
 
 
 def several() -> Experiment:

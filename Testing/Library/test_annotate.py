@@ -229,6 +229,16 @@ def test_teachers_are_averaged_by_their_weights(run, a_foreign_cohort, tmp_path)
     assert weights == [3.0, 1.0]
 
 
+def test_a_synonym_for_a_name_that_nobody_uses_is_told(run, a_teacher, a_foreign_cohort):
+    events, used = [], LABELS.names[0]
+    annotate(run, a_foreign_cohort, {str(a_teacher): 1.0}, synonyms={"lver": "spleen", used: f"left {used}"},
+             listener=events.append)  # fmt: skip
+    told = [event["text"] for event in events if event["event"] == "warning"]
+    assert [text for text in told if "--synonym" in text] == [
+        f"--synonym spleen=lver: no structure has that other name; there are {', '.join(sorted(LABELS.names))}"
+    ]
+
+
 def test_teachers_of_different_kinds_and_orders_of_structures_work_together(run, a_teacher, a_foreign_cohort, tmp_path):
     folder = expert_folder(a_foreign_cohort, tmp_path / "experts")
     names = dict(zip((4, 3, 2, 1), LABELS.names, strict=True))  # the same organs, other values

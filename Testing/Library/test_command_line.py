@@ -35,7 +35,7 @@ STEPS = (
     "demo",
 )
 HELP_OF_EACH_STEP = """
-import os, sys, time
+import sys
 from KnowledgeTransferLib.__main__ import main
 for step in sys.argv[1:]:
     try:
@@ -43,7 +43,7 @@ for step in sys.argv[1:]:
     except SystemExit as stop:
         assert stop.code == 0, step
 heavy = [n for n in ("torch", "monai", "numpy", "nibabel", "SimpleITK", "rich", "scipy") if n in sys.modules]
-sys.stderr.write(f"loaded {heavy}, {time.process_time():.3f} s")
+sys.stderr.write(f"loaded {heavy}")
 """
 
 
@@ -55,8 +55,7 @@ def test_help_of_every_step_loads_nothing_heavy():
         encoding="utf-8",
         check=True,
     )
-    assert done.stderr.startswith("loaded [], ")
-    assert float(done.stderr.split()[-2]) < 0.3  # CPU time, of all together
+    assert done.stderr == "loaded []"
     assert done.stdout.count("usage: knowledge-transfer") == len(STEPS)
 
 
@@ -167,6 +166,12 @@ def test_a_teacher_is_a_path_with_or_without_a_weight(monkeypatch, command, tmp_
     monkeypatch.setattr(annotate_step, "annotate", annotate)
     assert command("annotate", tmp_path, "--teacher", text).status == 0
     assert given == {path: weight}
+
+
+def test_a_weight_that_is_none_is_told_where_the_teacher_is_there(command, tmp_path):
+    (tmp_path / "teacher").mkdir()
+    refused = command("annotate", tmp_path / "run", "--teacher", f"{tmp_path / 'teacher'}=two")
+    assert refused.status == 2 and "'two' is no weight; write PATH=2" in refused.messages
 
 
 def test_synonyms_and_how_teachers_are_combined_reach_the_step(monkeypatch, command, tmp_path):

@@ -134,6 +134,13 @@ def test_fine_tuning_keeps_weights_and_preprocessing(an_annotated_run, a_teacher
     )
 
 
+def test_fine_tuning_of_a_foreign_model_says_how_a_student_learns_from_it(an_annotated_run, tmp_path):
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"onnx")
+    with pytest.raises(ValueError, match=r"is not a bundle of KnowledgeTransfer.*by `annotate --teacher`"):
+        distil(an_annotated_run, start_from=str(model), epochs=1)
+
+
 def test_fine_tuning_changes_the_weights(an_annotated_run, a_teacher):
     distil(an_annotated_run, start_from=str(a_teacher), epochs=1)
     assert sha256(RunDirectory(an_annotated_run).student / WEIGHTS) != sha256(a_teacher / WEIGHTS)

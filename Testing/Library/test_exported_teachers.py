@@ -211,6 +211,9 @@ def test_several_networks_in_one_folder_have_sidecars_of_their_own(tmp_path):
     ({"activation": "tanh"}, "activation is 'tanh'; allowed are softmax, sigmoid, none"),
     ({"spacing_mm": [1, -1, 1]}, "spacing_mm is .* 3 numbers above 0 are needed"),
     ({"spacing_mm": 1.0}, "spacing_mm is 1.0"),
+    ({"spacing_mm": [1, 1, 1, 1]}, "spacing_mm is .* 3 numbers above 0 are needed"),
+    ({"filled_in": "false"}, "filled_in is 'false'; allowed are True, False"),
+    ({"patch_size_voxels": [8.7, 8, 8]}, "patch_size_voxels is 8.7; a whole number"),
     ({"orientation": "RAX"}, "orientation is 'RAX'; three letters"),
     ({"orientation": "RRS"}, "orientation is 'RRS'; three letters"),
     ({"normalisation": "z-score"}, "normalisation is 'z-score'; known kinds are none, z-score, ct"),
@@ -337,6 +340,19 @@ def test_describing_opens_no_network(tmp_path):
 
 
 @with_onnx
+def test_the_checksum_holds_for_weights_beside_the_network_under_any_name(tmp_path):
+    path, weights = tmp_path / "model.onnx", tmp_path / "weights of it.bin"
+    path.write_bytes(b"...location\x00weights of it.bin...")
+    weights.write_bytes(b"1")
+    before = Onnx.sha256(path)
+    (tmp_path / "other.bin").write_bytes(b"2")
+    assert Onnx.sha256(path) == before
+    weights.write_bytes(b"2")
+    assert Onnx.sha256(path) != before
+    path.write_bytes(b"")
+    assert Onnx.sha256(path) != before
+
+
 def test_a_damaged_network_is_told_with_its_file(tmp_path):
     onnx, script = write_onnx(tmp_path / "onnx"), write_torchscript(tmp_path / "script")
     onnx.write_bytes(b"\0" * 64)

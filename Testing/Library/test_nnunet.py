@@ -176,6 +176,29 @@ def by_nnunet_itself(model: Path, scan: Path, output: Path) -> np.ndarray:
     return np.load(output / "case.npz")["probabilities"].transpose(0, 3, 2, 1)
 
 
+@pytest.mark.parametrize(("name", "content"), [
+    ("dataset.json", []), ("dataset.json", {"channel_names": ["CT"]}),
+    ("plans.json", "plans"), ("plans.json", {"configurations": ["3d_fullres"]}),
+])  # fmt: skip
+def test_files_that_are_not_as_nnunet_writes_them_are_told(tmp_path, name, content):
+    folder = write_nnunet(tmp_path / "model")
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{name}: is not as nnU-Net writes it; copy the model's folder anew"):
+        describe(folder)
+
+
+@pytest.mark.usefixtures("nnunetv2")
+def test_a_spacing_that_differs_by_rounding_alone_gives_the_same(tmp_path):
+    teacher = NnUnet.open(write_nnunet(tmp_path / "model"), "cpu", None)
+    seen = []
+    teacher.predictor.predict_single_npy_array = lambda image, about, **_: (
+        seen.append(about["spacing"]) or (None, np.zeros((3, *image.shape[1:]), np.float32))
+    )
+    for size in (0.7, float(np.float32(0.7))):
+        teacher.predict(a_volume(np.diag([size, size, 2.5, 1])))
+    assert seen == [[2.5, 0.7, 0.7]] * 2
+
+
 @pytest.mark.usefixtures("nnunetv2")
 def test_a_single_slice_is_refused_by_a_model_of_volumes(tmp_path):
     teacher = NnUnet.open(write_nnunet(tmp_path / "model"), "cpu", None)

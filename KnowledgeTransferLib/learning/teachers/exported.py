@@ -6,6 +6,8 @@ Such a file holds a network and no more; the rest stands in a teacher.json besid
 from __future__ import annotations
 
 import contextlib
+import mmap
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,9 +30,13 @@ class _Exported:
 
     @classmethod
     def sha256(cls, path: Path) -> str:
-        """Of the network, its teacher.json, and files with weights that lie beside an ONNX network."""
-        files = [path, sidecar_of(path), *path.parent.glob(f"{path.name}.data")]
+        """Of the network, its teacher.json, and files with weights that an ONNX network names beside it."""
+        files = [path, sidecar_of(path), *cls.weights_beside(path)]
         return trust.sha256_of_files([file for file in files if file.is_file()], path.parent)
+
+    @staticmethod
+    def weights_beside(path: Path) -> list[Path]:
+        return []
 
     @classmethod
     def risk(cls, path: Path) -> str:
@@ -123,6 +129,15 @@ class Onnx(_Exported):
     @staticmethod
     def recognises(path: Path) -> bool:
         return path.is_file() and path.suffix.lower() == ".onnx"
+
+    @staticmethod
+    def weights_beside(path: Path) -> list[Path]:
+        """The files in its folder whose names stand in it: large networks keep their weights there."""
+        if not path.stat().st_size:  # of which there is no map; it is refused when it is opened
+            return []
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            others = (file for file in path.parent.iterdir() if file not in (path, sidecar_of(path)))
+            return sorted(file for file in others if content.find(os.fsencode(file.name)) >= 0)
 
     @classmethod
     def template(cls, path: Path) -> Path:

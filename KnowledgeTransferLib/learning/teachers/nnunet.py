@@ -58,7 +58,9 @@ class NnUnet:
     @staticmethod
     def risk(path: Path) -> str:
         """What of it is more than weights and names of nnU-Net's own networks."""
-        for name in _called_names(read_json(path / "plans.json")):
+        with _understood(path / "plans.json") as plans:
+            called = list(_called_names(plans))
+        for name in called:
             if not isinstance(name, str) or not KNOWN_NAMES.fullmatch(name):
                 return f"its plans.json names {name!r} as a part of the network, which is no network of nnU-Net"
         for file in checkpoints_in(path):
@@ -70,9 +72,9 @@ class NnUnet:
 
     @staticmethod
     def describe(path: Path) -> dict:
-        dataset = read_json(path / "dataset.json")
-        channels = dataset.get("channel_names") or dataset.get("modality") or {}
-        ct = bool(channels) and all(str(name).lower() == "ct" for name in channels.values())
+        with _understood(path / "dataset.json") as dataset:
+            channels = dataset.get("channel_names") or dataset.get("modality") or {}
+            ct = bool(channels) and all(str(name).lower() == "ct" for name in channels.values())
         folds = len(checkpoints_in(path))
         return {
             "labels": labels_of(dataset, path), "channels": len(channels) or None, "modality": "CT" if ct else "",
@@ -116,6 +118,7 @@ class TrainedModel:
         array, spacing = volume.array, volume.spacing_mm
         if grid is not None:
             array, spacing = grid.from_volume(array), tuple(spacing[a] for a in grid.axes)
+        spacing = tuple(float(f"{size:.6g}") for size in spacing)  # of an affine's float32; nnU-Net rounds sizes by it
         if volume.is_picture:
             spacing = (*spacing[:2], BETWEEN_SLICES_MM * max(spacing[:2]))
         image = np.ascontiguousarray(array.transpose(0, 3, 2, 1), dtype=np.float32)  # nnU-Net's order is k, j, i
@@ -238,6 +241,15 @@ def _trainer(name: str) -> type:
             if isinstance(found, type):
                 return found
     return recursive_find_trainer_class_by_name(name)  # where the user keeps others (nnUNet_extTrainer)
+
+
+@contextlib.contextmanager
+def _understood(file: Path) -> Iterator:
+    """The content of a file of nnU-Net's, where it is as nnU-Net writes it."""
+    try:
+        yield read_json(file)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{file}: is not as nnU-Net writes it; copy the model's folder anew") from error
 
 
 @contextlib.contextmanager

@@ -136,7 +136,7 @@ def _from_json(content: dict) -> Sidecar:
         raise ValueError(f"{', '.join(unknown)} is not known; known are {', '.join(FIELDS)}")
     if content.get("format_version", FORMAT) != FORMAT:
         raise ValueError(f"has the format version {content['format_version']!r}; this version reads {FORMAT}")
-    if content.get("filled_in") is False:
+    if not _one_of("filled_in", content.get("filled_in", True), (True, False)):
         raise ValueError('is a template still; fill in what it asks for, then set "filled_in" to true')
     labels = Labels.from_json(content["structures"])
     if not labels.structures:
@@ -178,14 +178,14 @@ def _share(name: str, value) -> float:
 def _sizes(name: str, value, dimensions: int) -> tuple[float, ...] | None:
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) < dimensions or not all(_is_number(v) and v > 0 for v in value):
+    if not isinstance(value, list) or len(value) != dimensions or not all(_is_number(v) and v > 0 for v in value):
         raise ValueError(f"{name} is {value!r}; {dimensions} numbers above 0 are needed, or null")
     return tuple(map(float, value))
 
 
 def _patch(value, dimensions: int) -> tuple[int, ...] | None:
     sizes = _sizes("patch_size_voxels", value, dimensions)
-    return None if sizes is None else tuple(_whole("patch_size_voxels", int(s)) for s in sizes[:dimensions])
+    return None if sizes is None else tuple(_whole("patch_size_voxels", int(s) if s == int(s) else s) for s in sizes)
 
 
 def _orientation(value) -> str:
