@@ -21,6 +21,7 @@ import contrastive
 import lessons
 import numpy as np
 import partial_teachers
+import site_teachers
 import torch
 from document import Document, origin, parts_asked
 from runs import DATA, HALF_SIZE, ROOT, RUNS, Run, carry_out, not_measured, to_do
@@ -93,8 +94,8 @@ def ultrasound() -> str:
     )
 
 
-TRANSFERS = {**EXPERIMENTS, "partial": partial_teachers.partial_teachers}
-TRANSFER_NOTES = {**NOTES, "partial": partial_teachers.NOTE}
+TRANSFERS = {**EXPERIMENTS, "sites": site_teachers.site_teachers, "partial": partial_teachers.partial_teachers}
+TRANSFER_NOTES = {**NOTES, "sites": site_teachers.NOTE, "partial": partial_teachers.NOTE}
 
 
 def transfer(name: str) -> str:

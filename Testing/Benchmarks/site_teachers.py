@@ -6,13 +6,15 @@ away but not its scans.
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 from runs import DATA, RUNS, Run
-from transfer import SEEDS, SETS, SEVERAL, TEACHERS, Experiment, length, student, table
+from transfer import SEEDS, SETS, TEACHERS, Experiment, length, student, table
 
 from KnowledgeTransferLib.records.cohort import read_cohort, write_names
 
+SETS_OF_SITES = ("busi", "hc18_fetal_head", "scd_lv_myocardium", "drive_vessels")
 DESIGNS = TEACHERS[:3]  # site by site
 NOTE = (
     "The patients of split `teacher` are divided among three sites, and each teacher learnt from those of one site alone, "
@@ -22,17 +24,17 @@ NOTE = (
 
 
 def site_teachers() -> Experiment:
-    """Students of three sites' teachers, three seeds."""
-    runs, rows = [], {}
-    for data in SEVERAL:
+    """Students of three sites' teachers, three seeds; the first seed of every set comes before the others."""
+    runs, rows = {}, {}
+    for seed, data in product(SEEDS, SETS_OF_SITES):
         cohorts = sites(DATA / data, len(DESIGNS), RUNS / "sites")
         teachers = [_teacher(data, *site) for site in zip(DESIGNS, cohorts, strict=True)]
         taught = SETS[data].student
-        students = [student(f"sites/{data} {taught} {seed}", data, teachers, taught, seed) for seed in SEEDS]
-        rows[data, ", ".join(DESIGNS), taught] = students
-        runs += [*teachers, *students]
+        learner = student(f"sites/{data} {taught} {seed}", data, teachers, taught, seed)
+        rows.setdefault((data, ", ".join(DESIGNS), taught), []).append(learner)
+        runs |= {run.name: run for run in (*teachers, learner)}
     columns, title = ("data", "teachers", "student"), "Teachers of three sites, one student"
-    return title, runs, lambda failed: table(columns, rows, failed)
+    return title, list(runs.values()), lambda failed: table(columns, rows, failed)
 
 
 def _teacher(data: str, design: str, cohort: Path) -> Run:
