@@ -1,11 +1,12 @@
 """Metrics: how well a segmentation agrees with an expert's, and what the numbers of many patients say together.
 
 Conventions, for each case and structure:
-- empty in both: every measure is NaN. `with_empty_resolved` then looks at all methods: where every method rightly
-  drew nothing the structure of that case is left out for all; where one raised a false alarm (Dice 0) the others get
-  the best values (AGREED). So the means and tests of all methods cover the same cases, and normal cases count.
+- empty in both: every measure is NaN.
 - empty in one of them: Dice, IoU and surface Dice are 0 and HD95 is the diagonal of the image, so that a failure
   weighs in the mean. Precision or recall is NaN only where nothing was found or nothing is there (0 / 0).
+- means and tests cover the cases in which the expert drew the structure; what a method draws in the others are false
+  alarms, which are counted by themselves (specificity; Maier-Hein et al. 2024, doi:10.1038/s41592-023-02151-z). So no
+  method's figures depend on what it is compared with.
 - pictures (K = 1) are measured in their plane.
 """
 
@@ -27,7 +28,6 @@ from ..records.cohort import Case
 MEASURES = ("dice", "iou", "precision", "recall", "hd95_mm", "surface_dice", "volume_error_ml")
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-AGREED = {"dice": 1.0, "iou": 1.0, "surface_dice": 1.0, "hd95_mm": 0.0, "volume_error_ml": 0.0}
 DECIMALS = 12  # differences below this come from the order of a sum
 
 
@@ -117,36 +117,11 @@ def _surface(
     return {"hd95_mm": float(distance_mm), "surface_dice": float(share)}
 
 
-def with_empty_resolved(rows: list[dict]) -> list[dict]:
-    """Rows in which rightly drawing nothing counts as AGREED wherever another method drew something.
-
-    Precision and recall stay NaN: 0 / 0, whoever else drew. A second call changes nothing.
-
-    Args:
-        rows: those of all methods that are compared, one per method, case and structure.
-
-    Returns:
-        the rows in their order, with `empty_in_both`: whether neither this method nor the expert drew anything.
-    """
-    drawn = {(row["case"], row["structure"]) for row in rows if not _is_empty_in_both(row)}
-    return [_resolved(row, (row["case"], row["structure"]) in drawn) for row in rows]
-
-
-def _resolved(row: dict, somebody_drew: bool) -> dict:
-    empty = _is_empty_in_both(row)
-    return {**row, **(AGREED if empty and somebody_drew else {}), "empty_in_both": empty}
-
-
-def _is_empty_in_both(row: dict) -> bool:
-    return bool(row.get("empty_in_both", np.isnan(row["dice"])))
-
-
 def summarise(rows: list[dict], seed: int = 0) -> dict:
     """Means of one method over patients.
 
     Args:
-        rows: one dict per case and structure: `case`, `group`, `structure`, MEASURES, `expert_volume_ml`; where
-            methods are compared, from `with_empty_resolved`.
+        rows: one dict per case and structure: `case`, `group`, `structure`, MEASURES, `expert_volume_ml`.
 
     Returns:
         `all` (the structures of a case averaged first) and `structures`: measure -> `mean_with_interval`, and counts:
@@ -165,7 +140,7 @@ def summarise(rows: list[dict], seed: int = 0) -> dict:
 
 def _summary(rows: list[dict], seed: int) -> dict:
     means = {name: mean_with_interval(list(group_means(rows, name).values()), seed) for name in MEASURES}
-    drew, empty = sum(row["expert_volume_ml"] > 0 for row in rows), sum(map(_is_empty_in_both, rows))
+    drew, empty = sum(row["expert_volume_ml"] > 0 for row in rows), sum(bool(np.isnan(row["dice"])) for row in rows)
     return means | {
         "cases": len({row["case"] for row in rows}),
         "expert_drew": drew,
@@ -178,10 +153,10 @@ def _summary(rows: list[dict], seed: int) -> dict:
 
 
 def case_means(rows: list[dict], name: str) -> dict[tuple[str, str], float]:
-    """(group, case) -> mean of a measure over the structures where it is a number; others are left out."""
+    """(group, case) -> mean of a measure, where it is a number, over the structures that the expert drew."""
     values = defaultdict(list)
     for row in rows:
-        if not np.isnan(row[name]):
+        if row["expert_volume_ml"] > 0 and not np.isnan(row[name]):
             values[row["group"], row["case"]].append(row[name])
     return {key: float(np.mean(numbers)) for key, numbers in values.items()}
 
@@ -228,14 +203,11 @@ def compare(rows: dict[str, list[dict]]) -> list[dict]:
     """Wilcoxon's signed-rank test of the patients' mean Dice between every two methods, corrected after Holm.
 
     Args:
-        rows: method -> its rows. Each pair is compared over the cases and structures that both have, and that
-            at least one of all the methods, or the expert, drew (`with_empty_resolved`).
+        rows: method -> its rows. Each pair is compared over what the expert drew and both were measured on.
 
     Returns:
         per pair: `a`, `b`, `groups`, `mean_difference` (a minus b), `p`, `p_holm`; NaN where no patient has both.
     """
-    resolved = iter(with_empty_resolved([row for part in rows.values() for row in part]))
-    rows = {name: list(itertools.islice(resolved, len(part))) for name, part in rows.items()}
     tests = [_paired(a, b, rows[a], rows[b]) for a, b in itertools.combinations(rows, 2)]
     for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
         test["p_holm"] = corrected

@@ -133,11 +133,11 @@ def _best(summary: dict, measure: str, direction: int) -> list[str]:
 
 
 def _case_table(rows: list[dict]) -> list[dict]:
-    """One line per case: `case`, `group`, `dice` (method -> mean over its structures, or None)."""
+    """One line per case: `case`, `group`, `dice` (method -> mean over the structures that the expert drew, or None)."""
     lines: dict[str, dict] = {}
     for row in rows:
         line = lines.setdefault(row["case"], {"case": row["case"], "group": row["group"], "dice": {}})
-        line["dice"].setdefault(row["method"], []).append(row["dice"])
+        line["dice"].setdefault(row["method"], []).append(row["dice"] if row["expert_volume_ml"] > 0 else None)
     for line in lines.values():
         known = {name: [v for v in values if v is not None] for name, values in line["dice"].items()}
         line["dice"] = {name: sum(values) / len(values) if values else None for name, values in known.items()}
@@ -147,10 +147,9 @@ def _case_table(rows: list[dict]) -> list[dict]:
 def best_median_worst(rows: list[dict]) -> list[dict]:
     """`case`, `rank` and `dice` of the cases that are worth a picture; fewer than three where there are fewer cases.
 
-    A case in which neither the expert nor the method drew anything shows nothing.
+    Of those that have a Dice: in which the expert drew something.
     """
-    drawn = {row["case"] for row in rows if not row.get("empty_in_both")}
-    dice = {case: mean for (_, case), mean in case_means(rows, "dice").items() if case in drawn}
+    dice = {case: mean for (_, case), mean in case_means(rows, "dice").items()}
     ranked = sorted(dice, key=lambda case: -dice[case])
     ranks = {ranked[i]: rank for rank, i in (("median", len(ranked) // 2), ("worst", -1), ("best", 0)) if ranked}
     return [{"case": case, "rank": ranks[case], "dice": dice[case]} for case in ranked if case in ranks]
@@ -186,7 +185,7 @@ def _boxes(axes, evaluation: dict, method: str, index: int) -> None:
     jitter = np.random.default_rng(0)
     for s, structure in enumerate(evaluation["structures"]):
         rows = [r for r in evaluation["cases"] if r["method"] == method and r["structure"] == structure["name"]]
-        values = [row["dice"] for row in rows if row["dice"] is not None]
+        values = [row["dice"] for row in rows if row["expert_volume_ml"] > 0]
         if not values:
             continue
         y = _row(s, index, methods)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..records.plans import Cell
 from ..records.run_directory import RunDirectory, read_json
-from .metrics import MEASURES, group_means, holm, with_empty_resolved
+from .metrics import MEASURES, group_means, holm
 from .seeds import against, by_seed, mean_of_seeds
 
 METHOD = "student"  # what the evaluation of each training calls its student
@@ -43,16 +43,12 @@ def study_results(cells: list[Cell], study: RunDirectory) -> dict:
 
 
 def _dice(cells: list[Cell], runs: dict[str, RunDirectory]) -> dict[str, dict[str, float]]:
-    """Folder -> patient -> Dice. Where one student of a point drew something, those that drew nothing count too."""
-    by_point = defaultdict(list)
+    """Folder -> patient -> Dice."""
+    found = {}
     for cell in cells:
         rows = read_json(runs[cell.folder].evaluation)["cases"]
-        by_point[cell.point] += [{**_numbers(row), "folder": cell.folder} for row in rows if row["method"] == METHOD]
-    rows_of = defaultdict(list)
-    for rows in by_point.values():
-        for row in with_empty_resolved(rows):
-            rows_of[row["folder"]].append(row)
-    return {cell.folder: group_means(rows_of[cell.folder], "dice") for cell in cells}
+        found[cell.folder] = group_means([_numbers(row) for row in rows if row["method"] == METHOD], "dice")
+    return found
 
 
 def _numbers(row: dict) -> dict:

@@ -21,17 +21,18 @@ from ..learning.segmenters import Segmenter, is_kept, is_segmenter, kept_record,
 from ..learning.segments import labels_of_folder, labels_of_segmentation
 from ..learning.teachers import absolute, remember_trust
 from ..learning.volume import Volume, read_annotation, read_image, write_annotation
-from ..records.bundle import bundle_in, is_bundle, sha256
+from ..records.bundle import bundle_in, sha256
 from ..records.cohort import Case, Cohort, annotation_of, read_cohort, read_recorded
 from ..records.labels import Labels
 from ..records.progress import Progress
 from ..records.run_directory import RunDirectory, json_text, write_json
 from ..records.settings import EvaluateSettings, checked, read_settings, write_settings
 from ..records.structure_names import plain_name
+from ..records.training_cohort import learnt_from, runs_of
 
 FORMAT = 1
 BAD_CASE = (OSError, ValueError, RuntimeError, MemoryError)  # what one bad file or too large a scan raises
-COLUMNS = ("method", "case", "group", "structure", *metrics.MEASURES, "expert_volume_ml", "empty_in_both")
+COLUMNS = ("method", "case", "group", "structure", *metrics.MEASURES, "expert_volume_ml")
 MIB = 2**20
 
 
@@ -73,7 +74,7 @@ def evaluate(run, cohort=None, methods=None, *, trust=False, listener=None, **as
         asked: other fields of EvaluateSettings; those left out are taken from the run's settings.json.
 
     Returns:
-        What evaluation.json holds: `cases` (a row per method, case and structure, see `with_empty_resolved`),
+        What evaluation.json holds: `cases` (a row per method, case and structure, see metrics.py),
         `summary`, `tests`, `methods`, `problems`, `warnings`. None stands where a number is not defined.
 
     Raises:
@@ -92,7 +93,7 @@ def evaluate(run, cohort=None, methods=None, *, trust=False, listener=None, **as
         write_settings(run, "evaluate", settings)
         seen = _seen_in_training(job)
         sources = [_method(job, method["name"], bundle_in(Path(method["path"]))) for method in settings.methods]
-        rows = metrics.with_empty_resolved(_measure_all(job, sources))
+        rows = _measure_all(job, sources)
         evaluation = _result(job, sources, rows, seen)
         evaluation["cases_without_expert"] = len(whole.cases) - len(job.cohort.cases)
         _write(job, sources, rows, evaluation)
@@ -217,7 +218,8 @@ def _predicted(job: _Job, name: str, path: Path) -> _Method:
             stage.advance(text=case.id)
     made = [record["cases"][id_] for id_ in paths if id_ in record["cases"]]
     facts = {
-        **segmenter.facts, "path": str(path), "seconds_per_case": typical([m["seconds"] for m in made]),
+        **segmenter.facts, "path": str(path), "sha256": segmenter.sha256,
+        "seconds_per_case": typical([m["seconds"] for m in made]),
         "peak_memory_mib": max((m["peak_memory_mib"] for m in made), default=None),
     }  # fmt: skip
     return _Method(name, folder, segmenter.labels, facts | matched, made_here=True)
@@ -322,10 +324,8 @@ def _write(job: _Job, methods: list[_Method], rows: list[dict], evaluation: dict
 
 def _seen_in_training(job: _Job) -> list[str]:
     """Warnings when this run's student, or one that is compared, learnt from what it is measured on."""
-    texts, paths = [], [bundle_in(Path(method["path"])) for method in job.settings.methods]
-    for home in map(RunDirectory, dict.fromkeys([job.run.path, *(path.parent for path in paths)])):
-        if home.cohort.is_file() and is_bundle(home.student) and (home.path == job.run.path or home.student in paths):
-            texts += _overlap(job, home)
+    paths = [job.run.student, *(bundle_in(Path(method["path"])) for method in job.settings.methods)]
+    texts = [text for home in runs_of(paths) for text in _overlap(job, home)]
     for text in texts:
         job.progress.warning(text)
     return texts
@@ -334,7 +334,7 @@ def _seen_in_training(job: _Job) -> list[str]:
 def _overlap(job: _Job, home: RunDirectory) -> list[str]:
     whose = "this run's training set" if home.path == job.run.path else f"the training set of {home.path}"
     try:
-        learnt = read_recorded(home.cohort).cases
+        learnt = read_recorded(learnt_from(home)).cases
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"it is not known whether cases were also in {whose}: {error}"]
     (same, kin), total = metrics.shared_with(learnt, job.cohort.cases), len(job.cohort.cases)

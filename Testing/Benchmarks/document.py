@@ -30,7 +30,8 @@ class Document:
         old = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
         found = re.split(r"<!-- ([\w-]+) -->\n", old)
         sections = {**dict(zip(found[1::2], found[2::2], strict=True)), part: text}
-        body = "\n".join(f"<!-- {name} -->\n{sections[name].strip()}\n" for name in self.parts if name in sections)
+        order = [*self.parts, *(name for name in sections if name not in self.parts)]  # also what a later version wrote
+        body = "\n".join(f"<!-- {name} -->\n{sections[name].strip()}\n" for name in order if name in sections)
         write_text(self.file, f"{self.heading}\n\n{body}")
 
 

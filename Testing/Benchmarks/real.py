@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +52,10 @@ def main(wanted: list[str]) -> None:
         sys.exit(f"{DATA}: the public data sets are not there; set KT_DATA to the folder that holds them")
     document = Document(ROOT / "docs" / "results.md", HEADING, list(PARTS))
     for part in wanted:
-        document.write(part, f"{PARTS[part]()}\n\n{origin(f'make real PARTS={part}')}{notes()}\n")
+        text, command = PARTS[part](), f"make real PARTS={part}"
+        # What was measured elsewhere says so itself.
+        written = f"*Written {date.today()} by `{command}`.*" if part in TRANSFERS else origin(command)
+        document.write(part, f"{text}\n\n{written}{notes()}\n")
         print(f"written: {document.file}, {part}", flush=True)
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from document import machine
@@ -25,7 +26,14 @@ DATA = Path(os.environ.get("KT_DATA", ROOT.parent / "shared" / "data")).resolve(
 RUNS = Path(os.environ.get("KT_RUNS", ROOT / "real_runs")).resolve()
 MEASURED = Path(__file__).parent / "measured"
 HALF_SIZE = ("--spacing-mm", "2", "2", "1")  # pictures of 256 pixels as 128, for the sake of 2 CPU cores
-COLUMNS = ("method", "case", "group", "structure", "dice", "empty_in_both")  # of an evaluation, as far as they are kept
+COLUMNS = (
+    "method",
+    "case",
+    "group",
+    "structure",
+    "dice",
+    "expert_volume_ml",
+)  # of an evaluation, as far as they are kept
 
 
 @dataclass(frozen=True)
@@ -118,9 +126,11 @@ def not_measured(runs: list[Run]) -> dict[str, str]:
 def keep(run: Run) -> None:
     """Write the record of a run that is finished."""
     evaluation, training = (read_json(run.folder / f"{name}.json") for name in ("evaluation", "training"))
+    begun = read_json(run.folder / "begun.json")
     record = {
-        "commands": run.text().splitlines(), "code": _commit(), "machine": machine(), "seconds": round(seconds_of(run)),
-        "epoch": training["epoch"], "epochs": training["history"][-1]["epoch"], "methods": list(evaluation["methods"]),
+        "commands": run.text().splitlines(), **begun, "seconds": round(seconds_of(run)),
+        "epoch": training["epoch"], "epochs": training["history"][-1]["epoch"],
+        "methods": {name: facts.get("sha256") for name, facts in evaluation["methods"].items()},
     }  # fmt: skip
     cases = ",\n".join(json.dumps([_short(row[column]) for column in COLUMNS]) for row in evaluation["cases"])
     run.record.parent.mkdir(parents=True, exist_ok=True)
@@ -142,8 +152,9 @@ def measured(run: Run) -> dict | None:
     return {**record, "cases": [dict(zip(COLUMNS, row, strict=True)) for row in record["cases"]]}
 
 
-def _commit() -> str:
-    asked = ["git", "rev-parse", "--short", "HEAD"]
+def _code() -> str:
+    """The commit of what is run; with a + where files were changed since."""
+    asked = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
@@ -151,6 +162,7 @@ def _carry_out(run: Run, at_once: int) -> str:
     """Why it failed; empty where it did not."""
     record = run.folder / "carried_out.json"
     known = read_json(record) if record.is_file() else {}
+    begun = {"code": _code(), "machine": machine(), "date": str(date.today())}
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **({"OMP_NUM_THREADS": "1"} if at_once > 1 else {})}
     for words in run.words():
         command = shlex.join(words)
@@ -164,6 +176,8 @@ def _carry_out(run: Run, at_once: int) -> str:
         if ended.returncode:
             return f"{command}: {_reason(ended)}"
         known[command] = round(time.monotonic() - began, 1)
+        if not (run.folder / "begun.json").is_file():
+            write_json(run.folder / "begun.json", begun)
         write_json(record, known)
     if run.measures:
         keep(run)

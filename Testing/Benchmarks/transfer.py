@@ -7,15 +7,16 @@ Every cell is an ordinary run, sized to 2 CPU cores; `make real PARTS="single se
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice, product
+from itertools import product
 
 import numpy as np
 from runs import DATA, Run, measured
 
-from KnowledgeTransferLib.learning.metrics import group_means, holm, with_empty_resolved
+from KnowledgeTransferLib.learning.metrics import group_means, holm
 from KnowledgeTransferLib.learning.seeds import against, by_seed, mean_of_seeds
 from KnowledgeTransferLib.records.cohort import read_cohort
 
@@ -215,65 +216,84 @@ def cases(data: str, split: str) -> int:
 def table(columns: tuple[str, ...], rows: dict[tuple, list[Run]], failed: dict, against: str = "best teacher") -> str:
     """Each row's student, averaged over its runs (seeds), against the best of what it is compared with, by patient."""
     head = [
-        *columns,
-        "seeds",
-        "epoch kept",
-        f"Dice, {against}",
-        "Dice, student",
-        "ratio",
-        "seed by seed",
-        "p",
-        "p (Holm)",
-        "minutes",
-    ]
+        *columns, "seeds", "epoch kept", f"Dice, {against}", "Dice, student", "ratio", "difference", "seed by seed", "p",
+        "p (Holm)", "false alarms", "minutes",
+    ]  # fmt: skip
     good = {key: [run for run in runs if run.name not in failed] for key, runs in rows.items()}
-    compared = {key: comparison(runs) for key, runs in good.items() if runs}
+    compared = {key: comparison([measured(run) for run in runs]) for key, runs in good.items() if runs}
     corrected = holm([figures["p"] for figures in compared.values()])
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for (key, figures), p_holm in zip(compared.items(), corrected, strict=True):
         p_values = [f"{figures['p']:.2g}", f"{p_holm:.2g}"]
-        cells = [*key, figures["seeds"], figures["epochs"], *figures["text"], *p_values, figures["minutes"]]
+        cells = [*key, figures["seeds"], figures["epochs"], *figures["text"], *p_values, *figures["more"]]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     left_out = "; ".join(f"{name} ({why})" for name, why in failed.items() if name in _names(rows))
-    return "\n".join(lines) + (f"\n\nNot carried out: {left_out}." if left_out else "")
+    notes = [_origins([run for runs in good.values() for run in runs]), left_out and f"Not carried out: {left_out}."]
+    return "\n\n".join(["\n".join(lines), *filter(None, [_copies(good), *notes])])
 
 
-def comparison(runs: list[Run]) -> dict:
+def comparison(evaluations: list[dict]) -> dict:
     """What one row of the table says of runs that differ by their seed alone."""
-    evaluations = [measured(run) for run in runs]
     methods = [name for name in evaluations[0]["methods"] if name != "student"]
-    dice = dice_of_patients([(evaluation, name) for name in [*methods, "student"] for evaluation in evaluations])
-    *others, found = (dice[start : start + len(runs)] for start in range(0, len(dice), len(runs)))
-    best = max(others, key=lambda seeds: np.mean([value for patients in seeds for value in patients.values()]))
+    dice = {name: [dice_of_patients(evaluation, name) for evaluation in evaluations] for name in (*methods, "student")}
+    name = max(methods, key=lambda name: np.mean([value for patients in dice[name] for value in patients.values()]))
+    best, found = dice[name], dice["student"]
     compared = against(found, best)
     values = by_seed([*best, *found])[1]
-    means = [mean_of_seeds(values[: len(runs)]), mean_of_seeds(values[len(runs) :])]
-    share = f"{means[1]['mean'] / means[0]['mean']:.1%}"
-    texts = [*map(interval, means), share, signed(compared["seeds"])]
+    means = [mean_of_seeds(values[: len(best)]), mean_of_seeds(values[len(best) :])]
+    texts = [*map(interval, means), f"{means[1]['mean'] / means[0]['mean']:.1%}"]
+    alarms = [_false_alarms(evaluations, method) for method in (name, "student")]
+    minutes = round(sum(evaluation["seconds"] for evaluation in evaluations) / 60, 1)
     return {
-        "seeds": len(runs), "epochs": ", ".join(f"{e['epoch']} of {e['epochs']}" for e in evaluations), "text": texts,
-        "p": compared["p"], "minutes": round(sum(e["seconds"] for e in evaluations) / 60, 1),
+        "seeds": len(evaluations), "epochs": ", ".join(f"{e['epoch']} of {e['epochs']}" for e in evaluations),
+        "text": [*texts, interval(compared["difference"], sign="+"), signed(compared["seeds"])],
+        "p": compared["p"], "more": ["; ".join(filter(None, alarms)), minutes],
     }  # fmt: skip
 
 
-def interval(figure: dict, digits: int = 3) -> str:
+def _false_alarms(evaluations: list[dict], method: str) -> str:
+    """In how many of the cases (and seeds) that lack the structure a method drew it; "" where none lacks it."""
+    rows = [row for evaluation in evaluations for row in evaluation["cases"] if row["method"] == method]
+    lacking = [row for row in rows if not row["expert_volume_ml"]]
+    who = "student" if method == "student" else "teacher"
+    return f"{who} {sum(row['dice'] is not None for row in lacking)} of {len(lacking)}" if lacking else ""
+
+
+def _copies(rows: dict[tuple, list[Run]]) -> str:
+    """Which rows have seeds whose teachers are not the same: trained anew on another kind of processor."""
+    mixed = [key for key, runs in rows.items() if len({_teachers_dice(measured(run)) for run in runs}) > 1]
+    named = "; ".join(", ".join(map(str, key)) for key in mixed)
+    return mixed and (
+        f"Trained anew on another kind of processor, teachers are not the same bit for bit. So the seeds of these rows "
+        f"have learnt from different copies of them, and each is compared with its own: {named}."
+    )
+
+
+def _teachers_dice(evaluation: dict) -> tuple:
+    return tuple((row["method"], row["case"], row["dice"]) for row in evaluation["cases"] if row["method"] != "student")
+
+
+def _origins(runs: list[Run]) -> str:
+    """The machines that measured, each with the number of its runs."""
+    count = Counter(measured(run)["machine"] for run in runs)
+    return "Measured on: " + "; ".join(f"{machine} ({number} runs)" for machine, number in count.items()) + "."
+
+
+def interval(figure: dict, digits: int = 3, sign: str = "") -> str:
     """A mean with its 95 % interval."""
-    return f"{figure['mean']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
+    return "{0:{form}} [{1:{form}}, {2:{form}}]".format(
+        *(figure[name] for name in ("mean", "low", "high")), form=f"{sign}.{digits}f"
+    )
 
 
 def signed(differences: list[float]) -> str:
     return ", ".join(f"{difference:+.3f}" for difference in differences)
 
 
-def dice_of_patients(parts: list[tuple[dict, str]]) -> list[dict[str, float]]:
-    """Of each evaluation and method the Dice by patient; where one drew something, those that drew nothing count too."""
-    rows = [
-        [{**row, "dice": np.nan if row["dice"] is None else row["dice"]} for row in evaluation["cases"]
-         if row["method"] == method]
-        for evaluation, method in parts
-    ]  # fmt: skip
-    resolved = iter(with_empty_resolved([row for part in rows for row in part]))
-    return [group_means(list(islice(resolved, len(part))), "dice") for part in rows]
+def dice_of_patients(evaluation: dict, method: str) -> dict[str, float]:
+    """Patient -> mean Dice of the cases in which the expert drew the structure."""
+    rows = [row for row in evaluation["cases"] if row["method"] == method]
+    return group_means([{**row, "dice": np.nan if row["dice"] is None else row["dice"]} for row in rows], "dice")
 
 
 def _names(rows: dict[tuple, list[Run]]) -> set[str]:

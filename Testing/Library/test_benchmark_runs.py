@@ -35,11 +35,13 @@ def a_teacher_and_two_students(runs):
 
 def finish(run, dice: float) -> None:
     """Leave behind what a run's commands would."""
-    case = {"method": "student", "case": "a", "group": "p", "structure": "organ", "dice": dice, "empty_in_both": False}
+    case = {"method": "student", "case": "a", "group": "p", "structure": "organ", "hd95_mm": 1.0}
+    rows = [{**case, "dice": dice, "expert_volume_ml": 1.5}, {**case, "dice": None, "expert_volume_ml": 0.0}]
     files = {
-        "evaluation": {"methods": {"student": {}}, "cases": [{**case, "hd95_mm": 1.0}, {**case, "dice": None}]},
+        "evaluation": {"methods": {"student": {"sha256": {"weights": "a1"}}}, "cases": rows},
         "training": {"epoch": 7, "history": [{"epoch": 8}]},
         "carried_out": {"distil": 60.0, "evaluate": 2.5},
+        "begun": {"code": "abc", "machine": "a CPU, 2 cores", "date": "2026-11-30"},
     }
     run.folder.mkdir(parents=True)
     for name, content in files.items():
@@ -52,7 +54,7 @@ def test_a_run_that_was_measured_is_read_back_case_by_case(runs, a_teacher_and_t
     runs.keep(student)
     record = runs.measured(student)
     assert "cores" in record["machine"]
-    assert (record["epoch"], record["epochs"], record["seconds"], record["methods"]) == (7, 8, 62, ["student"])
+    assert (record["epoch"], record["epochs"], record["seconds"], record["methods"]) == (7, 8, 62, {"student": {"weights": "a1"}})
     assert [row["dice"] for row in record["cases"]] == [0.123457, None]
     assert record["cases"][0]["group"] == "p"
 

@@ -342,22 +342,25 @@ def normal_cohort(tmp_path):
     return cohort, {"right": tmp_path / "right", "wrong": segmentations(tmp_path / "wrong")}
 
 
-def test_false_alarms_cost_the_method_that_raised_them(run, tmp_path):
-    result = evaluate(run, *normal_cohort(tmp_path))
+def test_false_alarms_are_counted_beside_the_dice_of_the_cases_that_have_the_structure(run, tmp_path):
+    cohort, methods = normal_cohort(tmp_path)
+    result = evaluate(run, cohort, methods)
     right, wrong = (result["summary"][name]["structures"]["spleen"] for name in ("right", "wrong"))
-    assert right["dice"]["groups"] == wrong["dice"]["groups"] == 4
-    assert right["dice"]["mean"] > 0.9 and wrong["dice"]["mean"] == pytest.approx(0.25)
+    assert right["dice"]["groups"] == wrong["dice"]["groups"] == 1
+    assert right["dice"]["mean"] < wrong["dice"]["mean"] == 1
     assert (right["specificity"], wrong["specificity"]) == (1, 0)
-    assert result["tests"][0]["mean_difference"] > 0.3
+    assert (right["false_alarms"], wrong["false_alarms"], wrong["expert_empty"]) == (0, 3, 3)
+    alone = evaluate(run, cohort, {"right": methods["right"]})
+    assert str(alone["summary"]["right"]) == str(result["summary"]["right"])  # whatever it is compared with
 
 
 def test_the_table_says_what_was_rightly_left_empty(run, tmp_path):
     evaluate(run, *normal_cohort(tmp_path))
     with open(run.evaluation_table, encoding="utf-8", newline="") as file:
         table = [row for row in csv.DictReader(file) if row["structure"] == "spleen" and row["case"] == "second"]
-    assert [(r["method"], r["dice"], r["empty_in_both"]) for r in table] == [
-        ("right", "1.0", "True"),
-        ("wrong", "0.0", "False"),
+    assert [(r["method"], r["dice"], r["expert_volume_ml"]) for r in table] == [
+        ("right", "", "0.0"),
+        ("wrong", "0.0", "0.0"),
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from KnowledgeTransferLib.learning.itk_files import RAS_OF_LPS
-from KnowledgeTransferLib.learning.metrics import MEASURES, compare, summarise, with_empty_resolved
+from KnowledgeTransferLib.learning.metrics import MEASURES, compare, summarise
 from KnowledgeTransferLib.learning.report import (
     best_median_worst,
     count,
@@ -169,7 +169,8 @@ def test_numbers_are_written_for_people():
 
 
 def test_best_median_and_worst_are_chosen_by_mean_dice():
-    rows = [{"case": c, "group": c, "dice": d} for c, d in zip("abcde", (0.5, 0.9, 0.1, 0.7, np.nan), strict=True)]
+    dice = dict(zip("abcde", (0.5, 0.9, 0.1, 0.7, np.nan), strict=True))
+    rows = [{"case": case, "group": case, "dice": mean, "expert_volume_ml": 1.0} for case, mean in dice.items()]
     assert [(p["case"], p["rank"]) for p in best_median_worst(rows)] == [("b", "best"), ("a", "median"), ("c", "worst")]
     assert [p["rank"] for p in best_median_worst(rows[:2])] == ["best", "worst"]
     assert [p["rank"] for p in best_median_worst(rows[:1])] == ["best"]
@@ -277,7 +278,7 @@ def rows_with_normal_cases() -> list[dict]:
     for row in rows[1:4] + rows[5:8]:
         drew = row["method"] == "b" and row["case"] != "case 3"
         row.update(dict.fromkeys(MEASURES, 0.0 if drew else np.nan), expert_volume_ml=0.0)
-    return with_empty_resolved(rows)
+    return rows
 
 
 def test_false_alarms_and_specificity_are_shown_of_how_many(tmp_path):
@@ -288,8 +289,9 @@ def test_false_alarms_and_specificity_are_shown_of_how_many(tmp_path):
     assert "Specificity" not in a_page(tmp_path, an_evaluation()).text
 
 
-def test_a_case_in_which_nobody_drew_anything_is_no_picture():
-    rows = [row for row in rows_with_normal_cases() if row["method"] == "a"]
+@pytest.mark.parametrize("method", ["a", "b"])
+def test_a_case_in_which_the_expert_drew_nothing_is_no_picture(method):
+    rows = [row for row in rows_with_normal_cases() if row["method"] == method]
     assert [picture["case"] for picture in best_median_worst(rows)] == ["case 0"]
 
 

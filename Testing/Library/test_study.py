@@ -172,7 +172,7 @@ def evaluation(dices: list) -> dict:
     measures = dict.fromkeys(MEASURES, 1.0)
     rows = [
         {**measures, "method": "student", "case": f"c{n}", "group": f"p{n}", "structure": "a", "dice": dice,
-         "expert_volume_ml": 1.0, "empty_in_both": False}
+         "expert_volume_ml": 1.0}
         for n, dice in enumerate(dices)
     ]  # fmt: skip
     return {"cases": rows, "methods": {"student": {"parameters": 5}}}
