@@ -1,6 +1,6 @@
 """Confidence: how well the teachers' confidence in a pseudo-annotation foretells its Dice, on split `transferal`.
 
-The expert annotations of that split serve for this alone; no training sees them.
+The expert annotations of that split serve for this and for lessons.py alone; no training sees them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def _run(data: str, teachers: list[Run]) -> Run:
 def _row(data: str, run: Run) -> str:
     evaluation, annotated = read_json(run.folder / "evaluation.json"), read_json(run.folder / "annotations.json")
     found = evaluation["methods"]["teachers"]["confidence"]
-    values = [case["confidence"] for case in annotated["cases"].values()]
+    drawn = {row["case"] for row in evaluation["cases"] if row["dice"] is not None}  # by teachers or expert
+    values = [case["confidence"] for name, case in annotated["cases"].items() if name in drawn]
     mean = sum(values) / len(values)
     dice = interval(evaluation["summary"]["teachers"]["all"]["dice"])
     return f"| {data} | {found['cases']} | {mean:.3f} | {dice} | {found['spearman']:.2f} | {found['p']:.2g} |"

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
+from part_cohorts import only
 from runs import DATA, RUNS, Run
 from transfer import SEEDS, SETS, TWO, Experiment, evaluation, length, single_student, student, table, teacher
-
-from KnowledgeTransferLib.learning.volume import read_annotation, read_image, write_annotation
-from KnowledgeTransferLib.records.cohort import read_cohort, write_names
-from KnowledgeTransferLib.records.labels import Labels
 
 DATA_SET, STRUCTURES = "hippocampus_mri", ("anterior hippocampus", "posterior hippocampus")
 NOTE = (
@@ -41,18 +36,3 @@ def _student(teachers: list[Run], other: Run, seed: int) -> Run:
     *learning, _ = run.commands
     compared = evaluation(DATA_SET, f"whole={other.student}", f"student={run.student}")
     return replace(run, commands=(*learning, compared), after=(*run.after, other.name))
-
-
-def only(cohort: Path, name: str, folder: Path) -> Path:
-    """The cases of split `teacher` with the expert annotation of one structure, as a cohort of its own."""
-    whole = read_cohort(cohort, "teacher")
-    kept = Labels(tuple(s for s in whole.labels.structures if s.name == name))
-    rows = ["id,image,label,group"]
-    for case in whole.cases:
-        file, image = folder / "labels" / f"{case.id}.nii.gz", read_image(case.images)
-        expert = read_annotation(case.label, whole.labels, image)
-        write_annotation(file, np.where(np.isin(expert, kept.values), expert, 0), image.affine, kept)
-        rows.append(f"{case.id},{case.images[0]},{file},{case.group}")
-    write_names(folder, kept)
-    (folder / "cohort.csv").write_text("\n".join(rows), encoding="utf-8")
-    return folder / "cohort.csv"

@@ -40,9 +40,13 @@ HEADING = (
     "edit by hand. Data: `../shared/data` (each folder's README gives source and licence). Splits are by patient; "
     "busi and la_heart_lge_mri name none, so that there every image or group of near-duplicates, and every scan, counts "
     "as a patient, and two of one patient may lie on both sides of a split. "
-    "`test` was only evaluated, after everything was trained; designs and settings were chosen on `teacher` and "
-    "`transferal`. Brackets: 95 % bootstrap interval over patients and, where there are several, seeds. p: Wilcoxon's signed-rank test "
-    "over patients. "
+    "`test` is only evaluated, and designs and settings were chosen on `teacher` and `transferal`; but it is not untouched: "
+    "sections say where something was changed after figures on `test` had been seen. Brackets: 95 % bootstrap interval "
+    "over patients and, where there are several, seeds. p: Wilcoxon's signed-rank test over patients, for these trainings "
+    "and this teacher; where the interval of the difference holds 0, other seeds may say otherwise. Dice: of the cases in "
+    "which the expert drew the structure; sections measured before 2026-11-30 counted normal images of busi and bus_uclm "
+    "too (1 for drawing nothing) wherever another method of the same comparison drew something there, so that their "
+    "figures cannot be set beside others. "
     "Training times include whatever else the machine did."
 )
 

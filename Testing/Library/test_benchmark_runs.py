@@ -54,7 +54,8 @@ def test_a_run_that_was_measured_is_read_back_case_by_case(runs, a_teacher_and_t
     runs.keep(student)
     record = runs.measured(student)
     assert "cores" in record["machine"]
-    assert (record["epoch"], record["epochs"], record["seconds"], record["methods"]) == (7, 8, 62, {"student": {"weights": "a1"}})
+    assert (record["epoch"], record["epochs"], record["seconds"]) == (7, 8, 62)
+    assert record["methods"] == {"student": {"weights": "a1"}}
     assert [row["dice"] for row in record["cases"]] == [0.123457, None]
     assert record["cases"][0]["group"] == "p"
 
