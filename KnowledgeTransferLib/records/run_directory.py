@@ -60,6 +60,7 @@ class RunDirectory:
         self.corrected_annotations = self.path / "corrected_annotations"
         self.reviews = self.path / "reviews.json"
         self.prepared = self.path / "prepared"
+        self.training_cohort = self.path / "training_cohort.json"  # where it is not what was annotated
         self.checkpoint = self.path / "checkpoint.pt"
         self.student = self.path / "student"
         self.training = self.path / "training.json"

@@ -57,7 +57,10 @@ class DistilSettings:
     """What a training depends on. None means: chosen from the cohort, the student and the device."""
 
     student: str = _option("tiny", "student design")
-    annotations: str = _option("pseudo", "what the student learns from", ("pseudo", "expert", "both"))
+    annotations: str = _option(
+        "pseudo", "what the student learns from; both: from the run's own cases and those of --cohort together",
+        ("pseudo", "expert", "both"),
+    )  # fmt: skip
     labelled_share: float = _option(
         1.0, "share of the patients with expert annotations whose annotations are used; the others count as unlabelled",
         limits=SHARE,
@@ -140,7 +143,7 @@ class EvaluateSettings:
     """What is compared, on which cases, and how."""
 
     methods: tuple[dict, ...] = _option((), "name and path of each method", items={"name": "str", "path": "str"})
-    cohort: str = _option("", "where the cases with expert annotations are; cohort.json holds those of the training")
+    cohort: str = _option("", "where the cases with expert annotations are")
     labels: str = _option("", "file with the names of the cohort's structures")
     split: str | None = _option(None, "only the cases of this split")
     tolerance_mm: float = _option(1.0, "surfaces no farther apart agree for the surface Dice", limits=NOT_NEGATIVE)

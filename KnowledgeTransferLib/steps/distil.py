@@ -29,13 +29,14 @@ from ..learning.training_cases import (
 )
 from ..learning.voxel_weights import voxel_weights
 from ..records import bundle
-from ..records.cohort import Cohort, read_cohort, read_recorded
+from ..records.cohort import Cohort, read_cohort
 from ..records.labels import Labels
 from ..records.losses import check_losses
 from ..records.progress import FAILURES, Listener, Progress
 from ..records.run_directory import RunDirectory, read_json, write_json
 from ..records.settings import NONE, DistilSettings, checked, differences, read_settings, write_settings
 from ..records.students import design_named
+from ..records.training_cohort import learnt_from, remember, training_cohort
 
 
 def distil(
@@ -49,7 +50,8 @@ def distil(
     """Train a student; a training that was stopped or killed goes on where it was.
 
     Args:
-        cohort: what `read_cohort` reads; None takes the run's own (the transferal set that `annotate` made).
+        cohort: what `read_cohort` reads; None takes those of the run's earlier training, or the run's own (the
+            transferal set that `annotate` made). With annotations="both" the run's own are learnt from beside them.
         restart: forget an earlier training of this run.
         asked: fields of DistilSettings; those left out are taken from the run's settings.json or chosen. "none" takes
             back what settings.json says of `epochs`, `minutes` or `start_from`.
@@ -98,7 +100,7 @@ def _get_ready(run: RunDirectory, cohort, asked: dict, restart: bool, progress: 
     chosen = _unsettled(stored)
     changed = differences("distil", stored, asked) if began else []
     changed += [f"{name} was {chosen[name]!r}" for name in sorted(taken_back) if began and chosen.get(name)]
-    if began and cohort is not None and _opened(cohort).to_json() != read_json(run.cohort):
+    if began and cohort is not None and _has_other_cases(run, _opened(cohort), stored):
         changed.append("the cohort has other cases")
     if changed:
         raise ValueError(
@@ -116,8 +118,7 @@ def _get_ready(run: RunDirectory, cohort, asked: dict, restart: bool, progress: 
     settings = DistilSettings(**{**_without_other_length(chosen, asked), **asked})
     check_losses(settings.losses)  # before the work begins
     settings = with_precursors(settings, run, asked.get("student"))
-    cohort = _cohort(run, cohort)
-    _prepare(run, cohort, settings, progress)
+    _prepare(run, _cohort(run, cohort, settings, progress), settings, progress)
 
 
 def _tell_what_is_newer(run: RunDirectory, progress: Progress) -> None:
@@ -157,12 +158,18 @@ def _forget_images(run: RunDirectory) -> None:
     shutil.rmtree(run.prepared, ignore_errors=True)
 
 
-def _cohort(run: RunDirectory, cohort: Cohort | Path | str | None) -> Cohort:
-    if cohort is None and not run.cohort.is_file():
-        raise ValueError(f"{run.path}: has no cohort yet; annotate one first, or name one (--cohort PATH)")
-    if cohort is None:
-        return read_recorded(run.cohort)
-    return _opened(cohort)
+def _has_other_cases(run: RunDirectory, given: Cohort, stored: dict) -> bool:
+    cohort = training_cohort(run, given, stored.get("annotations", "pseudo"))
+    return cohort.to_json() != read_json(learnt_from(run))
+
+
+def _cohort(run: RunDirectory, cohort, settings: DistilSettings, progress: Progress) -> Cohort:
+    given = None if cohort is None else _opened(cohort)
+    whole = training_cohort(run, given, settings.annotations)
+    if given is not None and len(whole.cases) > len(given.cases):
+        more = len(whole.cases) - len(given.cases)
+        progress.message(f"{more} cases of the run's own cohort are learnt from, beside the {len(given.cases)} given")
+    return whole
 
 
 def _opened(cohort: Cohort | Path | str) -> Cohort:
@@ -173,11 +180,11 @@ def _prepare(run: RunDirectory, cohort: Cohort, settings: DistilSettings, progre
     cases = training_cases_of(run, cohort, settings, progress)
     labels = labels_of_start(settings, labels_to_learn(run, cohort, cases, progress))
     cases, fingerprints = _fingerprints(cases, labels, progress)
-    learnt_from, _ = split_by_group([item.case for item in cases], settings)
-    around = Surroundings(cohort.modality, labels, settings.device, len(learnt_from))
+    to_learn, _ = split_by_group([item.case for item in cases], settings)
+    around = Surroundings(cohort.modality, labels, settings.device, len(to_learn))
     settings, preprocessing = _configured(settings, around, fingerprints)
     _forget_training(run)
-    write_json(run.cohort, cohort.to_json())
+    remember(run, cohort)
     write_settings(run, "distil", settings)
     for name, reason in settings.reasons.items():
         progress.message(f"{name} = {getattr(settings, name)} ({reason})")

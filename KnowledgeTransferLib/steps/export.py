@@ -14,6 +14,7 @@ from ..records.bundle import bundle_in
 from ..records.cohort import Cohort, read_cohort, read_recorded
 from ..records.progress import Listener, Progress
 from ..records.run_directory import RunDirectory, written_whole
+from ..records.training_cohort import learnt_from
 
 OWN_COHORT, GIVEN = "the run's own cohort", "those of --check"  # no path: the model card tells it
 
@@ -63,7 +64,7 @@ def export(
 def _run_of(folder: Path) -> RunDirectory | None:
     """The run whose student a bundle is."""
     run = RunDirectory(folder.parent)
-    return run if run.student == folder and run.cohort.is_file() else None
+    return run if run.student == folder and learnt_from(run).is_file() else None
 
 
 def _evidence(folder: Path, check: Cohort | Path | str | None) -> Evidence:
@@ -74,7 +75,7 @@ def _evidence(folder: Path, check: Cohort | Path | str | None) -> Evidence:
     """
     if check is None:
         run = _run_of(folder)
-        return evidence_of(read_recorded(run.cohort), OWN_COHORT) if run else Evidence()
+        return evidence_of(read_recorded(learnt_from(run)), OWN_COHORT) if run else Evidence()
     cohort = check if isinstance(check, Cohort) else read_cohort(check)
     evidence = evidence_of(cohort, GIVEN)
     if not evidence.cases:
