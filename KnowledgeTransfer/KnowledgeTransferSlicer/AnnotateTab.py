@@ -10,13 +10,17 @@ import slicer
 from slicer.i18n import tr as _
 
 from KnowledgeTransferLib.records import reviews
+from KnowledgeTransferLib.records.progress import explain
 from KnowledgeTransferLib.records.run_directory import RunDirectory, read_json
 from KnowledgeTransferLib.records.settings import read_settings
 
-from . import SceneIO
+from . import Edits, SceneIO
 from .Controls import allOrNone, check, onPath, setCell, setPath, stretch
 from .SceneRuns import DRAWN, SCANS, SCENE, closeReviewed, openedOf, unlink
 from .Teachers import Teachers
+from .Words import inWordsOfThePanel
+
+UNREADABLE = (ValueError, OSError, KeyError, TypeError)  # what reading a damaged file of a run raises
 
 
 class AnnotateTab:
@@ -90,9 +94,13 @@ class AnnotateTab:
 
     def run(self):
         """The run directory that this tab works in; None before it has a name."""
-        parameters = self.panel.parameters
-        name = parameters.annotateRunName.strip() if parameters else ""
+        name = self._runName() if self.panel.parameters else ""
         return self.panel.workingFolder / name if name else None
+
+    def _runName(self):
+        """As typed, without what no folder's name may hold; a run that is there, of a shell, keeps what it holds."""
+        name = self.panel.parameters.annotateRunName.strip()
+        return name if name in {run.name for run in self.panel.distilTab.runs} else SceneIO.fileName(name)
 
     def chosen(self):
         """The id of the case that is selected in the table."""
@@ -109,6 +117,7 @@ class AnnotateTab:
         self.teachers.add(path)
 
     def onAnnotate(self):
+        self.teachers.takeTyped()
         parameters = self.panel.parameters
         teachers = dict(zip(parameters.teacherPaths, parameters.teacherWeights, strict=False))
         options = {
@@ -116,7 +125,7 @@ class AnnotateTab:
             "device": parameters.device,
         }  # fmt: skip
         with self.panel.messages():
-            parameters.annotateRunName = self._runNameFor(parameters.annotateRunName.strip(), teachers)
+            parameters.annotateRunName = self._runNameFor(self._runName(), teachers)
             if not RunDirectory(self.run()).annotations.is_file():
                 unlink(RunDirectory(self.run()))  # of an earlier run of this name that is gone
             if parameters.annotateFrom == "scene":
@@ -175,9 +184,23 @@ class AnnotateTab:
     def onVerdict(self, verdict):
         case = self.chosen()
         with self.panel.messages():
-            states = reviews.read_reviews(RunDirectory(self.shown))
-            reviews.write_review(RunDirectory(self.shown), case, None if states.get(case) == verdict else verdict)
+            takenBack = reviews.read_reviews(RunDirectory(self.shown)).get(case) == verdict
+            if verdict == "accepted" and not takenBack and self._wantsEditsSaved(case):
+                self.onSaveCorrection()
+                return
+            reviews.write_review(RunDirectory(self.shown), case, None if takenBack else verdict)
         self.showCases(case)
+
+    def _wantsEditsSaved(self, case):
+        """Edits that stay in the scene alone are not learnt, which who accepts the case may not expect."""
+        opened = self._opened(case)
+        if opened is None or Edits.isAsInFile(opened[1]):
+            return False
+        question = _(
+            "{case}: you edited its segmentation. Save your changes as the correction? With No, the annotation is "
+            "accepted as it was before, and your changes stay in the scene alone."
+        ).format(case=case)
+        return slicer.util.confirmYesNoDisplay(question, windowTitle="KnowledgeTransfer")
 
     def onSaveCorrection(self):
         case = self.chosen()
@@ -208,9 +231,7 @@ class AnnotateTab:
     def showCases(self, chosen=None):
         """Fill the table of cases anew: the least sure ones first, since they need a look most."""
         self.shown = self.run()
-        there = self.shown is not None and self.shown.is_dir()
-        states = reviews.case_states(RunDirectory(self.shown)) if there else []
-        states = sorted(states, key=lambda state: (state.confidence is None, state.confidence))
+        states = sorted(self._states(), key=lambda state: (state.confidence is None, state.confidence))
         self.rows = states
         self.ui.casesTable.setRowCount(len(states))
         for row, state in enumerate(states):
@@ -219,6 +240,16 @@ class AnnotateTab:
         if row is not None:
             self.ui.casesTable.selectRow(row)
         self.updateButtons()
+
+    def _states(self):
+        try:
+            there = self.shown is not None and self.shown.is_dir()
+            states = reviews.case_states(RunDirectory(self.shown)) if there else []
+        except UNREADABLE as error:
+            text = _("{run}: its cases cannot be shown: {reason}")
+            self.panel.status.say(text.format(run=self.shown.name, reason=explain(error)))
+            return []
+        return [replace(state, message=inWordsOfThePanel(state.message)) for state in states]
 
     def _rowOf(self, case):
         return next((row for row, state in enumerate(self.rows) if state.id == case), None)

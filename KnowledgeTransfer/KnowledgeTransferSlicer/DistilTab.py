@@ -14,7 +14,8 @@ from .Controls import onPath, setCell, setPath, setTexts, stretch
 from .Curves import Curves
 from .Jobs import DONE, AttachedJob
 from .Logic import GO_ON
-from .Status import duration, inWordsOfThePanel
+from .Status import duration
+from .Words import inWordsOfThePanel
 
 STOPPED_STATES = ("interrupted", "cancelled", "failed")
 

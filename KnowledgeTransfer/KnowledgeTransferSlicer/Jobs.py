@@ -11,12 +11,14 @@ import slicer
 from KnowledgeTransferLib.records.jobs import state_of
 
 from .ChildProcess import Tail, killGroup, lastWords, startChild, stopTree
+from .Words import eventInWordsOfThePanel, inWordsOfThePanel
 
 GRACE_S = 10  # a step that was asked to stop ends at the next iteration; after that its processes are stopped
 GRACE_OF_SIGNAL_S = 5
 LOOK_S = 0.5  # between two looks at whether a run of another process still goes on
 READ_S = 0.1  # between two looks at what a run wrote, which may lie on a network drive
 DONE = (0, 1)  # exit statuses of a step that came to its end: all cases, or all but some
+NOTHING_DONE = 2  # the exit status of a step that could not be carried out, or of whose cases all failed
 STOPPED = 130  # the exit status of a step that the user stopped
 
 
@@ -101,6 +103,7 @@ class Job:
                 break
 
     def take(self, event):
+        event = eventInWordsOfThePanel(event)
         kind = event["event"]
         if kind == "error":
             self.error, self.failure = event.get("text", ""), event
@@ -114,12 +117,20 @@ class Job:
         self.killLeftovers()
         if status in DONE and not self.saidDone():
             status = -1  # PythonSlicer, a launcher, ends with 1 also when the Python below it crashed or was killed
-        self.status = STOPPED if self.cancelAsked is not None and status not in (*DONE, 2) else status
+        self.status = STOPPED if self.cancelAsked is not None and status not in (*DONE, NOTHING_DONE) else status
         if self.status not in (*DONE, STOPPED) and not self.error:
-            said = lastWords(self.log)
-            self.error = f"The process of {self.step} ended unexpectedly (status {status}){said}; see {self.log}"
+            self.error = inWordsOfThePanel(self._whyFailed(status))
         self.removeTemporary()
         tell(self.onFinished, self)
+
+    def _whyFailed(self, status):
+        """Why the only case failed, or the first of all; else what is known of a process that broke off."""
+        if self.problems and status == NOTHING_DONE:
+            others = len(self.problems) - 1
+            return "{case}: {message}".format(**self.problems[0]) + (f" ({others} more failed)" if others else "")
+        kept = not self.temporary and self.log == self.run.log
+        see = f"; see {self.log}" if kept else ""
+        return f"The process of {self.step} ended unexpectedly (status {status}){lastWords(self.log)}{see}"
 
     def saidDone(self):
         """Whether the step told that it came to its end."""

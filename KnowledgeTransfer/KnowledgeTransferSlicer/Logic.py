@@ -4,26 +4,22 @@ import contextlib
 import shutil
 import tempfile
 import time
-from datetime import datetime
 from pathlib import Path
 
-import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
-from KnowledgeTransferLib.records import reviews
 from KnowledgeTransferLib.records.cohort import SEGMENTATION
 from KnowledgeTransferLib.records.jobs import state_of
 from KnowledgeTransferLib.records.run_directory import RunDirectory
 from KnowledgeTransferLib.records.settings import NONE, read_settings
 
-from . import Requirements, SceneIO
+from . import Corrections, Requirements, SceneIO
 from .LibraryProcess import Library
 from .ParameterNode import KnowledgeTransferParameterNode
-from .SceneRuns import PSEUDO, REVIEWED, SCANS, SCENE, exported, link, showAnnotation, showSegmentation, withScene
+from .SceneRuns import SCANS, SCENE, exported, showAnnotation, showSegmentation, withScene
 
 TEMPORARY = "KnowledgeTransfer-temporary-"
 TASK = "totalsegmentator:"  # in place of a teacher's path
-EARLIER = "earlier"  # folder beside the corrections; keeps those that were replaced or discarded
 STALE_S = 24 * 3600
 GO_ON = ("annotate", "distil")  # steps that go on with a run directory alone
 
@@ -169,16 +165,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
 
     def loadForReview(self, runDirectory, caseId):
         """Load a case's scan and annotation; returns the two nodes."""
-        run = RunDirectory(runDirectory)
-        state = next(state for state in reviews.case_states(run) if state.id == caseId)
-        if state.annotation is None:
-            raise ValueError(f"{caseId}: has no annotation yet")
-        volume = slicer.util.loadVolume(str(_fileOf(state.images[0])))
-        volume.SetName(slicer.mrmlScene.GenerateUniqueName(caseId))
-        volume.SetAttribute(REVIEWED, volume.GetID())
-        segmentation = SceneIO.loadSegmentation(state.annotation, volume, f"{volume.GetName()} {PSEUDO}")
-        link(segmentation, run, caseId)
-        return volume, segmentation
+        return Corrections.load(RunDirectory(runDirectory), caseId)
 
     def saveCorrection(self, runDirectory, caseId, segmentationNode, volumeNode):
         """Keep an edited segmentation as the case's corrected annotation; the pseudo-annotation stays beside it.
@@ -187,29 +174,15 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
 
         Returns:
             a sentence on segments that overlap; empty where none do.
+
+        Raises:
+            ValueError: a segment that the run does not know, or a scan that has other voxels by now.
         """
-        run = RunDirectory(runDirectory)
-        target = run.corrected_annotation(caseId)
-        temporary = target.with_name(f".partial-{target.name}")
-        try:
-            hint = SceneIO.exportSegmentation(segmentationNode, volumeNode, temporary)
-            if target.is_file():
-                _keepAside(target)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        if not hint:  # else what the file does not hold is in the scene alone
-            SceneIO.setAsInFile(segmentationNode)
-        if reviews.read_reviews(run).get(caseId) == "rejected":
-            reviews.write_review(run, caseId, None)
-        return hint
+        return Corrections.save(RunDirectory(runDirectory), caseId, segmentationNode, volumeNode)
 
     def discardCorrection(self, runDirectory, caseId):
         """Let the pseudo-annotation count again; returns the file that keeps the correction."""
-        corrected = RunDirectory(runDirectory).corrected_annotation(caseId)
-        kept = _keepAside(corrected)
-        corrected.unlink()
-        return kept
+        return Corrections.discard(RunDirectory(runDirectory), caseId)
 
     def close(self, stopRuns=False):
         """End the warm process; runs in processes of their own go on unless they are to be stopped."""
@@ -265,15 +238,9 @@ def removeStaleFolders():
                 shutil.rmtree(folder)
 
 
-def _keepAside(correction):
-    """Copy a correction to where the library does not read it; a person can copy it back."""
-    kept = correction.parent / EARLIER / f"{datetime.now():%Y-%m-%d %H.%M.%S.%f}" / correction.name
-    kept.parent.mkdir(parents=True)
-    return Path(shutil.copy2(correction, kept))
-
-
 def _checked(volumeNodes):
     nodes = list(volumeNodes) if isinstance(volumeNodes, (list, tuple)) else [volumeNodes]
+    nodes = [node for node in nodes if node is not None]  # a parameter node keeps the place of a deleted volume
     for node in nodes or [None]:
         SceneIO.checkVolume(node)
     return nodes
@@ -287,11 +254,6 @@ def _argumentsToGoOn(run, state):
     if not state.arguments or kept and (refused or max(kept) >= run.job.stat().st_mtime):
         return [run.path]
     return state.arguments[1:]
-
-
-def _fileOf(image):
-    """A file that Slicer can load: of a DICOM series the first one stands for all."""
-    return next(file for file in sorted(image.iterdir()) if file.is_file()) if image.is_dir() else image
 
 
 def _existing(path):

@@ -1,20 +1,14 @@
 """SceneIO: MRML nodes to files and back, with geometry, names, colours and terminology."""
 
 import contextlib
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 import slicer
 import vtk
-from vtk.util import numpy_support
 
 UNCERTAINTY_COLORS = "vtkMRMLColorTableNodeFileHotToColdRainbow.txt"
-VOLUMES = "KnowledgeTransfer.VolumesMl"  # attribute of a segmentation node
-AS_IN_FILE = "KnowledgeTransfer.AsInFile"  # of one that nobody edited since it was read from a run or saved there
-MOST_VOXELS_COUNTED = 20_000_000
-BINARY = "Binary labelmap"
 UNCERTAINTY = "KnowledgeTransfer.UncertaintyOf"  # attribute of a volume node
 OVERLAY = 0.5  # opacity of an uncertainty map
 UNCERTAINTY_FROM = 0.1  # what is surer than this is not shown
@@ -63,22 +57,35 @@ def hintOf(volume):
     return f"{volume.GetName()} is a sequence; the frame that is shown now is taken"
 
 
-def worldMatrix(volume):
-    """Voxel to RAS in the world, (4, 4), with the parent transform."""
+def ownMatrix(volume):
+    """Voxel to RAS, (4, 4), without the parent transform."""
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def worldMatrix(volume):
+    """Voxel to RAS in the world, (4, 4), with the parent transform."""
     toWorld = vtk.vtkMatrix4x4()
     if volume.GetParentTransformNode() is not None:
         volume.GetParentTransformNode().GetMatrixTransformToWorld(toWorld)
-    vtk.vtkMatrix4x4.Multiply4x4(toWorld, matrix, matrix)
-    return np.array([[matrix.GetElement(i, j) for j in range(4)] for i in range(4)])
+    return slicer.util.arrayFromVTKMatrix(toWorld) @ ownMatrix(volume)
+
+
+def fileName(text):
+    """A text without what file systems refuse in a name; may be empty."""
+    return re.sub(r'[/\\:*?"<>|\x00-\x1f]', "_", text).strip(" .")
 
 
 def caseIds(volumes):
-    """A file name for each volume: its node's name without what file systems refuse, and no two alike."""
+    """A file name for each volume: its node's name without what file systems refuse, and no two alike.
+
+    Nor one that the library reads otherwise: scan_0000 and scan_0001 are channels of one case, scan.seg is no image.
+    """
     ids, taken = [], set()
     for volume in volumes:
-        plain = re.sub(r'[/\\:*?"<>|\x00-\x1f]', "_", volume.GetName()).strip(" .") or "scan"
+        name = re.sub(r"_(?=\d{4}$)|\.(?=seg$)", " ", fileName(volume.GetName()), flags=re.IGNORECASE)
+        plain = name.strip() or "scan"
         name, number = plain, 1
         while name.casefold() in taken:
             number += 1
@@ -101,8 +108,10 @@ def exportVolume(volume, path):
         raise VolumeError(f"{volume.GetName()}: Slicer could not write {path}; is the disk full or read-only?")
 
 
-def exportSegmentation(segmentation, volume, path):
+def exportSegmentation(segmentation, volume, path, fit=lambda flat: None):
     """Write a segmentation as .seg.nrrd on the voxels of `volume`; where segments overlap the later one wins.
+
+    `fit` may look at what is about to be written, a node of segments that do not overlap, and change it.
 
     Returns:
         a sentence on segments that overlap; empty where none do.
@@ -121,6 +130,7 @@ def exportSegmentation(segmentation, volume, path):
         _exportSegments(segmentation, ids, labelmap, volume)
         flat.SetReferenceImageGeometryParameterFromVolumeNode(volume)
         _importLabelmap(labelmap, flat, source, volume)
+        fit(flat)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if not slicer.util.exportNode(flat, str(path), {}, world=True):
             raise VolumeError(f"{segmentation.GetName()}: Slicer could not write {path}")
@@ -205,7 +215,7 @@ def loadSegmentation(path, volume, name, exportedAt=None):
 
 def loadUncertainty(path, volume, name, exportedAt=None):
     """Load an uncertainty map as a colour overlay of `volume`, in the views that show it; `exportedAt` as above."""
-    node = slicer.util.loadVolume(str(path), {"show": False})
+    node = slicer.util.loadVolume(str(path), {"show": False, "singleFile": True})
     _forgetFile(node)
     node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
     _putBesides(node, volume, exportedAt)
@@ -291,88 +301,6 @@ def removeNode(node):
 def segmentNames(segmentation):
     source = segmentation.GetSegmentation()
     return [source.GetNthSegment(n).GetName() for n in range(source.GetNumberOfSegments())]
-
-
-def setVolumesMl(segmentation, volumesMl):
-    """Keep the volume of each structure with the node, so that it is saved with the scene."""
-    segmentation.SetAttribute(VOLUMES, json.dumps(volumesMl))
-    _watchEdits(segmentation)
-
-
-def setAsInFile(segmentation):
-    """Remember, until the next edit, that a file of a run holds the same; a clone has another id and does not count."""
-    segmentation.SetAttribute(AS_IN_FILE, segmentation.GetID())
-    _watchEdits(segmentation)
-
-
-def isAsInFile(segmentation):
-    return segmentation.GetAttribute(AS_IN_FILE) == segmentation.GetID()
-
-
-def _watchEdits(segmentation):
-    """An observer that held the node would keep it in memory when the scene is closed: it knows the id alone."""
-    nodeId = segmentation.GetID()
-
-    def forget(caller, event):
-        node = slicer.mrmlScene.GetNodeByID(nodeId)
-        if node is not None and node.GetSegmentation() is caller:
-            _forgetOnEdit(node)
-
-    kinds = slicer.vtkSegmentation
-    for event in (kinds.SourceRepresentationModified, kinds.SegmentModified, kinds.SegmentAdded, kinds.SegmentRemoved):
-        segmentation.GetSegmentation().AddObserver(event, forget)
-
-
-def _forgetOnEdit(node):
-    node.RemoveAttribute(VOLUMES)
-    node.RemoveAttribute(AS_IN_FILE)
-
-
-def watchImported(trusted):
-    """Watch the segmentations that came with a scene; where edits may have gone unseen, they count as edited."""
-    for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
-        if node.GetAttribute(VOLUMES) is not None or node.GetAttribute(AS_IN_FILE) is not None:
-            _watchEdits(node) if trusted else _forgetOnEdit(node)
-
-
-def volumesMl(segmentation):
-    """Structure name -> ml: as the library measured it, or counted anew after an edit and for other segmentations."""
-    try:
-        values = json.loads(segmentation.GetAttribute(VOLUMES) or "null")
-    except ValueError:  # a scene that somebody else wrote
-        values = None
-    return values if isinstance(values, dict) else _countedMl(segmentation)
-
-
-def drawnAt(segmentation):
-    """When its voxels were changed last, by VTK's clock."""
-    source = segmentation.GetSegmentation()
-    drawn = [source.GetNthSegment(number).GetRepresentation(BINARY) for number in range(source.GetNumberOfSegments())]
-    return max((layer.GetMTime() for layer in drawn if layer is not None), default=0)
-
-
-def _countedMl(segmentation):
-    """Structure name -> ml, from the voxels; None instead of ml where there are too many to count in a blink."""
-    source = segmentation.GetSegmentation()
-    segments = [source.GetNthSegment(number) for number in range(source.GetNumberOfSegments())]
-    drawn = [segment.GetRepresentation(BINARY) for segment in segments]
-    layers = {layer.GetAddressAsString(""): layer for layer in drawn if layer is not None}  # segments share them
-    few = sum(layer.GetNumberOfPoints() for layer in layers.values()) <= MOST_VOXELS_COUNTED
-    counts = {address: _counted(layer) for address, layer in layers.items()} if few else {}
-    found = {}
-    for segment, layer in zip(segments, drawn, strict=True):
-        counted = counts.get(layer.GetAddressAsString("")) if layer is not None else None
-        found[segment.GetName()] = None if counted is None else counted.get(segment.GetLabelValue(), 0.0)
-    return found
-
-
-def _counted(layer):
-    """Value -> ml in a label map of whole numbers."""
-    scalars = layer.GetPointData().GetScalars()
-    voxelMl = float(np.prod(layer.GetSpacing())) / 1000
-    voxels = np.zeros(0, np.uint8) if scalars is None else numpy_support.vtk_to_numpy(scalars)
-    counts = np.bincount(voxels) if voxels.dtype.kind == "u" else np.bincount(voxels.astype(np.int64).clip(0))
-    return {value: count * voxelMl for value, count in enumerate(counts.tolist())}
 
 
 def referenceVolume(segmentation):

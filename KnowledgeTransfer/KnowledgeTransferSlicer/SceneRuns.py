@@ -3,14 +3,16 @@
 import contextlib
 import filecmp
 import itertools
+import json
 import os
 import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import slicer
 
-from . import SceneIO
+from . import Edits, SceneIO
 
 SCENE = "scene:"  # in place of a teacher's path: the segmentation nodes of the scene
 PSEUDO = "pseudo-annotation"
@@ -18,6 +20,7 @@ SCANS = "scans"  # folder in a run that keeps loaded volumes
 DRAWN = "segmentations_of_the_scene"  # folder in a run that keeps what was drawn on them
 RUN = "KnowledgeTransfer.Run"  # attributes of a segmentation node: which case of which run it annotates
 CASE = "KnowledgeTransfer.Case"
+PLACE = "KnowledgeTransfer.Place"  # where the scan of that case lies in its file
 REVIEWED = "KnowledgeTransfer.LoadedForReview"  # attribute of a volume node: its id, which a clone does not have
 
 
@@ -63,28 +66,49 @@ def withScene(weights, run, cases):
     for case, segmentation in drawn.items():
         if segmentation is not None:
             hints.append(SceneIO.exportSegmentation(segmentation, cases[case], folder / f"{case}.seg.nrrd"))
+            hints.append(_hintOfSeveral(cases[case]))
     weights = {str(folder) if path == SCENE else path: weight for path, weight in weights.items()}
     return weights, [*filter(None, hints)]
 
 
 def segmentationOf(volume):
     """The segmentation node that was drawn on a volume, the newest one; None where there is none."""
-    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
-    role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
-    own = [n for n in nodes if n.GetNodeReferenceID(role) == volume.GetID() and PSEUDO not in n.GetName()]
+    own = _drawnOn(volume)
     return own[-1] if own else None
 
 
+def _drawnOn(volume):
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
+    return [n for n in nodes if n.GetNodeReferenceID(role) == volume.GetID() and PSEUDO not in n.GetName()]
+
+
+def _hintOfSeveral(volume):
+    own = _drawnOn(volume)
+    if len(own) < 2:
+        return ""
+    return f"{len(own)} segmentations lie on {volume.GetName()}; only {own[-1].GetName()} is used"
+
+
+def _noteUnknown(job, cases, event):
+    """A result under a name that no scan of the run has would be lost in silence."""
+    case = event.get("case")
+    if event["event"] == "case" and case not in cases and not (job.run.path / SCANS / f"{case}.nrrd").is_file():
+        job.problems.append({"case": case, "message": "is the name of no scan that was given; its result is not shown"})
+
+
 def showSegmentation(job, cases, event):
+    _noteUnknown(job, cases, event)
     volume = cases.get(event.get("case"))
     if event["event"] == "case" and volume is not None:
         node = _show(job, volume, event["file"], "segmentation", SceneIO.loadSegmentation)
         if node is not None:
-            SceneIO.setVolumesMl(node, event.get("volumes_ml", {}))
+            Edits.setVolumesMl(node, event.get("volumes_ml", {}))
 
 
 def showAnnotation(job, cases, shown, event, uncertainty):
     """Load what was made; `shown` holds the cases whose results were, which may be without a node by now."""
+    _noteUnknown(job, cases, event)
     volume = cases.get(event.get("case"))  # the run may hold scans of an earlier start, too
     if event["event"] == "case" and volume is not None:
         shown.add(event["case"])
@@ -97,7 +121,7 @@ def showAnnotation(job, cases, shown, event, uncertainty):
 
 def _showCase(job, case, volume, volumesMl, uncertainty):
     opened = openedOf(job.run, case)
-    if opened is None or SceneIO.isAsInFile(opened[1]):  # else what a person edited stays the case's annotation
+    if opened is None or Edits.isAsInFile(opened[1]):  # else what a person edited stays the case's annotation
         _showSegmentation(job, case, volume, volumesMl)
     if uncertainty:
         _show(job, volume, job.run.uncertainty_map(case), "uncertainty", SceneIO.loadUncertainty)
@@ -110,16 +134,25 @@ def _showSegmentation(job, case, volume, volumesMl):
     node = _show(job, volume, file, PSEUDO, SceneIO.loadSegmentation)
     if node is not None:
         if volumesMl and file != corrected:
-            SceneIO.setVolumesMl(node, volumesMl)
-        link(node, job.run, case)
+            Edits.setVolumesMl(node, volumesMl)
+        link(node, job.run, case, job.places.get(volume.GetID()))
 
 
-def link(segmentation, run, case):
+def link(segmentation, run, case, place):
     """Remember in the scene, and so with it when it is saved, which case a node annotates that was just loaded."""
     unlink(run, case)  # one alone is saved as the case's correction
     segmentation.SetAttribute(RUN, str(run.path))
     segmentation.SetAttribute(CASE, case)
-    SceneIO.setAsInFile(segmentation)
+    if place is not None:
+        matrix, size = place
+        segmentation.SetAttribute(PLACE, json.dumps([matrix.tolist(), size]))
+    Edits.setAsInFile(segmentation)
+
+
+def placeInRun(segmentation):
+    """`SceneIO.placeOf` the scan that a linked node annotates, as the run has it; None where nobody noted it."""
+    place = json.loads(segmentation.GetAttribute(PLACE) or "null")
+    return (np.array(place[0]), tuple(place[1])) if place else None
 
 
 def unlink(run, case=None):
@@ -169,4 +202,4 @@ def closeReviewed(used=()):
 def _isAsLoaded(volume, segmentation):
     ours = volume.GetAttribute(REVIEWED) == volume.GetID() and segmentation.GetAttribute(CASE) is not None
     moved = volume.GetParentTransformNode() or segmentation.GetParentTransformNode()
-    return ours and not moved and not volume.GetModifiedSinceRead() and SceneIO.isAsInFile(segmentation)
+    return ours and not moved and not volume.GetModifiedSinceRead() and Edits.isAsInFile(segmentation)

@@ -1,8 +1,8 @@
 """SegmentTab: choose a student, segment loaded volumes or a folder, look at the result and compare it."""
 
+import os
 import re
 import time
-from pathlib import Path
 
 import qt
 import slicer
@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 from KnowledgeTransferLib.records import bundle
 from KnowledgeTransferLib.records.labels import Labels
 
-from . import SceneIO
+from . import Edits, SceneIO
 from .Controls import allOrNone, check, nameOf, onPath, setCell, setPath, stretch
 
 RECENT = "KnowledgeTransfer/RecentStudents"  # in Slicer's application settings
@@ -128,7 +128,7 @@ class SegmentTab:
     def lookAgain(self):
         """The user comes back, and may have edited the segmentation meanwhile."""
         node = self.ui.resultSelector.currentNode()
-        if self.compared and (node is None or SceneIO.drawnAt(node) != self.comparedAt):
+        if self.compared and (node is None or Edits.drawnAt(node) != self.comparedAt):
             self.compared = {}
         self._showTable(node)
 
@@ -150,13 +150,13 @@ class SegmentTab:
     def _onCompared(self, result, job):
         if job.status == 0 and self.ui.resultSelector.currentNode() is result:
             self.compared = {row["name"]: row for row in job.result.get("structures", [])}
-            self.comparedAt = SceneIO.drawnAt(result)
+            self.comparedAt = Edits.drawnAt(result)
             self._showTable(result)
         self.panel.showError(job)
 
     def _showTable(self, node):
         table = self.ui.volumesTable
-        volumes = SceneIO.volumesMl(node) if node is not None else {}
+        volumes = Edits.volumesMl(node) if node is not None else {}
         names = list(dict.fromkeys([*volumes, *self.compared]))
         table.setRowCount(len(names))
         for row, name in enumerate(names):
@@ -187,7 +187,7 @@ class SegmentTab:
     def _readRecent():
         paths = slicer.app.settings().value(RECENT) or []
         paths = [paths] if isinstance(paths, str) else list(paths)
-        return [path for path in paths if Path(path).is_dir()]
+        return [path for path in paths if os.path.isdir(path)]  # where it may not be looked at, it is none
 
 
 def cardOf(path):

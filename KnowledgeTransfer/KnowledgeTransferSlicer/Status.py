@@ -1,31 +1,9 @@
 """Status: the area that is always there: what runs, how long it will take, what it said, and Cancel."""
 
-import re
-
 import qt
 from slicer.i18n import tr as _
 
 from .Jobs import DONE, STOPPED
-
-PANEL_WORDS = {
-    "add --restart to begin anew": "check Begin anew (under Advanced)",
-    "begin anew with --restart": "check Begin anew (under Advanced)",
-    "Leave these options out to go on": "Press Continue (Runs in the working folder) to go on",
-    "the same command goes on where it was": "begin it again",
-    "use another run directory": "choose another run name",
-    "name another run directory": "choose another run",
-    "annotate one first, or name one (--cohort PATH)": "annotate one first, or choose an expert cohort",
-    "add --overwrite": "check Replace segmentations that are there",
-    "give --trust once; it is remembered": "remove it, add it again and say yes; it is remembered",
-    "(--cohort PATH)": "",
-    "or give --labels": "",
-    "(pip install TotalSegmentator)": "(press TotalSegmentator…, which installs it after asking)",
-    "(totalseg_set_license)": "of TotalSegmentator's makers",
-    "with its own command `totalseg_download_weights -t TASK`": (
-        "with Slicer's extension TotalSegmentator, by carrying out this task once in its module"
-    ),
-}
-TEMPLATE = re.compile("`describe --template .*` writes")
 
 
 class Status:
@@ -142,16 +120,9 @@ def endOf(job):
     if job.status == STOPPED:
         return _("{step}: stopped; press {step} again to go on from here").format(step=step)
     if job.status not in DONE:
-        return f"{step}: {inWordsOfThePanel(job.error)}"
+        return f"{step}: {job.error}"
     if job.problems:
         first = "{case}: {message}".format(**job.problems[0])
         text = _("{step}: done, but {number} failed ({first})")
         return text.format(step=step, number=len(job.problems), first=first) + notes
     return _("{step}: done").format(step=step) + notes
-
-
-def inWordsOfThePanel(text):
-    """A message of the library, with what the panel calls the options of the command line."""
-    for option, control in PANEL_WORDS.items():
-        text = text.replace(option, control)
-    return TEMPLATE.sub("Look again (under Teachers) writes", text)

@@ -13,7 +13,6 @@ from . import Requirements
 from .Controls import nameOf, setCell, stretch, structuresOf, without
 from .Logic import TASK, packagesFor
 from .SceneRuns import SCENE
-from .Status import inWordsOfThePanel
 
 
 class Teachers:
@@ -79,6 +78,11 @@ class Teachers:
         weights = list(self.panel.parameters.teacherWeights)
         self.panel.change(teacherWeights=[*weights[:row], value, *weights[row + 1 :]])
 
+    def takeTyped(self):
+        """A weight that was typed without Enter; on macOS a press of a button does not take the focus from it."""
+        for row in range(self.ui.teachersTable.rowCount):
+            self.ui.teachersTable.cellWidget(row, 2).interpretText()
+
     def lookAgain(self):
         """At all of them: packages were installed."""
         self.known.clear()
@@ -105,11 +109,13 @@ class Teachers:
             box = qt.QDoubleSpinBox()
             box.setRange(0.01, 100)
             box.setSingleStep(0.5)
+            box.setKeyboardTracking(False)
             box.toolTip = _("How much this teacher's opinion counts among several teachers")
             self.ui.teachersTable.setCellWidget(row, 2, box)
             box.connect("valueChanged(double)", lambda value, row=row: self.onWeight(row, value))
         blocked = box.blockSignals(True)
-        box.value = weight
+        if box.value != weight:  # else what is being typed would be written anew
+            box.value = weight
         box.blockSignals(blocked)
 
     def _recognise(self, path):
@@ -130,8 +136,8 @@ class Teachers:
 
     def _onRecognised(self, path, job):
         names = [structure["name"] for structure in job.result.get("structures", [])]
-        self.hints[path] = inWordsOfThePanel(job.result.get("hint", ""))
-        self.known[path] = ", ".join(names) if names else inWordsOfThePanel(job.error)
+        self.hints[path] = job.result.get("hint", "")
+        self.known[path] = ", ".join(names) if names else job.error
         risk, sidecar = job.result.get("risk"), job.failure.get("sidecar")
         if risk:
             self.known[path] = _("not trusted: {risk}").format(risk=risk)

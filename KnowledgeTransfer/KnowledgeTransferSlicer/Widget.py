@@ -14,7 +14,7 @@ from slicer.util import VTKObservationMixin
 
 from KnowledgeTransferLib.records.progress import explain
 
-from . import Requirements, SceneIO
+from . import Edits, Requirements
 from .AnnotateTab import AnnotateTab
 from .Controls import onPath, setTexts
 from .DistilTab import DistilTab
@@ -22,7 +22,8 @@ from .Jobs import DONE, STOPPED
 from .Logic import KnowledgeTransferLogic, removeStaleFolders
 from .ParameterNode import DEVICES
 from .SegmentTab import SegmentTab
-from .Status import Status, endOf, inWordsOfThePanel
+from .Status import Status, endOf
+from .Words import inWordsOfThePanel
 
 WORKING_FOLDER = "KnowledgeTransfer/WorkingFolder"  # in Slicer's application settings
 DEVICE = "KnowledgeTransfer/Device"
@@ -66,7 +67,7 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self._refreshTimer = qt.QTimer()
         self._refreshTimer.setInterval(REFRESH_MS)
         self._refreshTimer.connect("timeout()", self.refresh)
-        SceneIO.watchImported(trusted=False)
+        Edits.watchImported(trusted=False)
         self.initializeParameterNode()
         self.showRequirements()
         removeStaleFolders()
@@ -114,7 +115,7 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             self.initializeParameterNode()
 
     def onSceneEndImport(self, caller=None, event=None):
-        SceneIO.watchImported(trusted=True)
+        Edits.watchImported(trusted=True)
         self.onSceneEndClose()
 
     def initializeParameterNode(self):

@@ -163,7 +163,7 @@ def is_segmentation(path: Path) -> bool:
 def is_dicom_folder(path: Path) -> bool:
     """Whether a folder holds a DICOM series; not one that may not be read, such as lost+found."""
     with contextlib.suppress(PermissionError):
-        return path.is_dir() and any(_is_dicom(file) for file in sorted(path.iterdir())[:50])
+        return path.is_dir() and any(is_dicom(file) for file in sorted(path.iterdir())[:50])
     return False
 
 
@@ -316,7 +316,7 @@ def _modality_of(dataset: dict) -> str:
     return ", ".join(map(str, modality.values())) if isinstance(modality, dict) else str(modality)
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
     """DICOM files carry DICM after a preamble of 128 bytes."""
     if not path.is_file() or path.name.startswith(".") or path.name.upper() == "DICOMDIR":
         return False

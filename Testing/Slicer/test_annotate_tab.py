@@ -139,6 +139,57 @@ def test_cases_are_accepted_and_rejected_and_the_verdict_can_be_taken_back(revie
     assert next(s.state for s in case_states(run) if s.id == case) == "accepted"
 
 
+@pytest.mark.parametrize("saves", [True, False])
+def test_who_accepts_a_case_that_was_edited_is_asked_whether_to_save_the_edits(reviewing, dialogs, saves):
+    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
+    ui.casesTable.selectRow(0)
+    case = reviewing.chosen()
+    ui.reviewButton.click()
+    opened_of(run, case)[1].CreateClosedSurfaceRepresentation()  # Show 3D
+    ui.acceptButton.click()
+    ui.acceptButton.click()  # taken back
+    assert dialogs.shown == []  # nothing was edited
+    value, voxels = edited(*opened_of(run, case))
+    ui.rejectButton.click()
+    assert dialogs.shown == [] and state_of(reviewing, case) == "rejected"
+    dialogs.answer(saves)
+    ui.acceptButton.click()
+    assert [shown.kind for shown in dialogs.shown] == ["confirmYesNo"]
+    assert "Save your changes as the correction?" in dialogs.shown[0].text
+    assert run.corrected_annotation(case).is_file() == saves
+    assert state_of(reviewing, case) == ("corrected" if saves else "accepted")
+    if saves:
+        assert np.count_nonzero(read_annotation(run.corrected_annotation(case)) == value) == voxels
+    else:
+        ui.acceptButton.click()
+        assert len(dialogs.shown) == 1 and state_of(reviewing, case) == "annotated"
+
+
+def test_a_correction_that_no_training_would_learn_is_not_said_to_be_saved(reviewing, dialogs):
+    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
+    ui.casesTable.selectRow(0)
+    case = reviewing.chosen()
+    ui.reviewButton.click()
+    edited(*opened_of(run, case))
+    opened_of(run, case)[1].GetSegmentation().GetNthSegment(0).SetName("Segment_1")
+    ui.saveCorrectionButton.click()
+    assert "does not know Segment_1" in dialogs.shown[0].text and "does not know Segment_1" in ui.statusLabel.text
+    assert not run.corrected_annotation(case).exists() and state_of(reviewing, case) == "annotated"
+
+
+@pytest.mark.parametrize("content", [{"format_version": 2, "cases": {}}, {"cases": {}}, []])
+@pytest.mark.parametrize("file", ["reviews", "annotations"])
+def test_a_damaged_file_of_a_run_does_not_keep_the_panel_from_opening(reviewing, file, content):
+    run, panel = RunDirectory(reviewing.shown), reviewing.panel
+    getattr(run, file).write_text(json.dumps(content), encoding="utf-8")
+    panel.exit()
+    panel.enter()
+    assert reviewing.ui.casesTable.rowCount == 0 and panel._refreshTimer.active
+    assert f"{run.path.name}: its cases cannot be shown: " in reviewing.ui.statusLabel.text
+    panel.parameters.segmentFrom = "disk"
+    assert panel.ui.segmentFolderRadio.checked
+
+
 def test_an_edited_annotation_is_saved_as_a_correction_and_learnt(reviewing, wait_until):
     ui, run = reviewing.ui, RunDirectory(reviewing.shown)
     ui.casesTable.selectRow(0)
@@ -651,6 +702,60 @@ def test_weights_and_teachers_are_kept_in_the_scene(tab, a_teacher, tmp_path):
     tab.ui.removeTeacherButton.click()
     assert parameters.teacherPaths == ["scene:"] and parameters.teacherWeights == [0.5]
     assert tab.ui.teachersTable.cellWidget(0, 2).value == 0.5
+
+
+def test_a_weight_can_be_typed(tab):
+    from PySide6.QtTest import QTest
+    from PySide6.QtWidgets import QLineEdit
+
+    tab.addTeacher("scene:")
+    box = tab.ui.teachersTable.cellWidget(0, 2)
+    line = box.findChild(QLineEdit)
+    for typed, taken in (("0.25", lambda: QTest.keyClicks(line, "\r")), ("2.5", tab.ui.annotateButton.click)):
+        line.selectAll()
+        tab.ui.annotateButton.enabled = True
+        QTest.keyClicks(line, typed)
+        taken()
+        assert list(tab.panel.parameters.teacherWeights) == [float(typed)] and box.value == float(typed)
+
+
+def test_a_volume_that_was_deleted_is_not_asked_for(tab, a_scan, a_teacher, wait_until, dialogs):
+    import slicer
+
+    other = slicer.modules.volumes.logic().CloneVolume(slicer.mrmlScene, a_scan, "other")
+    tab.panel.parameters.annotateVolumes = [other, a_scan]
+    slicer.mrmlScene.RemoveNode(other)
+    tab.addTeacher(str(a_teacher))
+    tab.ui.annotateButton.click()
+    job = tab.panel.status.job
+    assert dialogs.shown == [] and job is not None
+    wait_until(lambda: not job.running, 60)
+    assert job.status == 0 and texts(tab.ui.casesTable)[0][0] == a_scan.GetName()
+
+
+def test_a_name_that_no_folder_can_have_is_cleaned_and_shown(tab, a_scan, a_teacher, wait_until):
+    ui, panel = tab.ui, tab.panel
+    ui.annotateVolumesSelector.check(a_scan)
+    tab.addTeacher(str(a_teacher))
+    ui.annotateRunName.text = "CT 12/05: why?"
+    ui.annotateButton.click()
+    wait_until(lambda: not panel.status.job.running, 60)
+    assert ui.annotateRunName.text == panel.parameters.annotateRunName == "CT 12_05_ why_"
+    assert tab.run() == panel.workingFolder / "CT 12_05_ why_" == panel.status.job.run.path
+    panel.refresh()
+    assert [run.name for run in panel.distilTab.runs] == ["CT 12_05_ why_"] and ui.casesTable.rowCount == 1
+    for name in ("..", "/", " . "):
+        panel.parameters.annotateRunName = name
+        assert tab.run() in (None, panel.workingFolder / "_")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no folder of Windows has such a name")
+def test_a_run_of_a_shell_whose_name_holds_a_colon_can_be_reviewed(reviewing):
+    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
+    run.path.rename(run.path.with_name("day 10:12"))
+    reviewing.panel.refresh()
+    reviewing.panel.parameters.annotateRunName = "day 10:12"
+    assert ui.casesTable.rowCount == 4 and reviewing._runName() == "day 10:12"
 
 
 def test_all_scans_are_checked_at_once_but_no_uncertainty_map(tab, a_volume):

@@ -179,6 +179,66 @@ def test_a_launcher_that_ends_with_1_for_a_crash_is_not_taken_for_a_step_that_is
     assert cancelled or "ended unexpectedly (status -1): Killed" in job.error
 
 
+def test_where_every_case_failed_the_first_one_says_why_and_no_log_is_named_that_is_gone(
+    a_scene, tmp_path, monkeypatch
+):
+    from KnowledgeTransferSlicer import Jobs
+
+    class Ended(Jobs.Job):
+        def exitStatus(self):  # noqa: N802
+            return self.ends
+
+    for failed, ends, temporary, words in (
+        ([], 2, True, "ended unexpectedly (status 2): no word"),
+        ([], 2, False, f"ended unexpectedly (status 2): no word; see {tmp_path / 'log.txt'}"),
+        (["a"], 2, True, "a: holds nothing"),
+        (["a", "b", "c"], 2, False, "a: holds nothing (2 more failed)"),
+        (["a"], -9, True, "ended unexpectedly (status -9): no word"),
+    ):
+        run = RunDirectory(tmp_path)
+        run.log.write_text("no word\n", encoding="utf-8")
+        job = Ended("segment", run, Jobs.Tail(tmp_path / "none"))
+        monkeypatch.setattr(job, "removeTemporary", lambda: None)
+        job.ends, job.temporary = ends, temporary
+        for case in failed:
+            job.take({"event": "problem", "case": case, "text": "holds nothing"})
+        job.poll()
+        assert job.error.removeprefix("The process of segment ") == words
+
+
+def test_what_the_library_says_comes_in_the_words_of_the_panel(a_scene, tmp_path):
+    import errno
+
+    from KnowledgeTransferLib.records.progress import explain
+    from KnowledgeTransferSlicer.Jobs import Job
+
+    job, run = Job("distil", RunDirectory(tmp_path), None), RunDirectory(tmp_path)
+    events = collected(job)
+    for text in (
+        explain(OSError(errno.ENOSPC, "No space left on device", "/data/run")),
+        "the loss is no number any more at step 12; try a lower --learning-rate, or 32-true",
+        f"{run.path}: is not a bundle of KnowledgeTransfer, from whose weights a training could start (--from). A "
+        "student learns from other models, and from annotations, by `annotate --teacher`",
+        "CT: holding its 5 class probabilities needs 9.00 GiB; close other programs; `segment` needs none",
+        "nothing names the structures; put a dataset.json beside the cohort or give --labels",
+        "2 annotations or corrections are newer than this student; --restart learns them too",
+        "the weights were kept. More annotated patients, or a lower --learning-rate, may help",
+    ):
+        job.take({"event": "warning", "text": text})
+        job.take({"event": "problem", "case": "CT", "text": text})
+        job.take({"event": "error", "text": text})
+        job.take({"event": "done", "hint": text})
+        for said in (
+            events[-1]["hint"],
+            events[-4]["text"],
+            job.error,
+            job.problems[-1]["message"],
+            job.result["hint"],
+        ):
+            assert not any(word in said for word in ("--", "`", "command", "32-true")), said
+    assert "Make room and begin it again" in events[0]["text"]
+
+
 @POSIX
 def test_a_run_goes_on_when_slicer_ends_and_is_found_again(library, a_training, wait_until):
     library.close()

@@ -38,14 +38,14 @@ def temporary_folders() -> set:
 def test_a_loaded_volume_is_segmented_as_the_command_line_does(logic, scans, a_teacher, a_foreign_cohort, tmp_path):
     import slicer
 
-    from KnowledgeTransferSlicer import SceneIO
+    from KnowledgeTransferSlicer import Edits, SceneIO
 
     before = temporary_folders()
     job = logic.segment(scans, a_teacher, device="cpu").wait()
     assert [node.GetName() for node in job.nodes] == [f"{scan.GetName()} segmentation" for scan in scans]
     assert job.problems == [] and temporary_folders() == before
     assert "liver" in SceneIO.segmentNames(job.nodes[0])
-    assert SceneIO.volumesMl(job.nodes[0])["liver"] > 1
+    assert Edits.volumesMl(job.nodes[0])["liver"] > 1
 
     SceneIO.exportVolume(scans[0], tmp_path / "scan.nrrd")
     segment(a_teacher, [tmp_path / "scan.nrrd"], tmp_path / "outside.nrrd", device="cpu")
@@ -169,7 +169,7 @@ def test_a_correction_that_another_one_replaces_is_kept(logic, an_annotated_run)
     logic.saveCorrection(run.path, case, segmentation, volume)
     assert not (run.corrected_annotations / "earlier").exists()
     first = run.corrected_annotation(case).read_bytes()
-    segmentation.GetSegmentation().GetNthSegment(0).SetName("renamed")
+    segmentation.GetSegmentation().GetNthSegment(0).SetColor(0.1, 0.2, 0.3)
     logic.saveCorrection(run.path, case, segmentation, volume)
     (kept,) = (run.corrected_annotations / "earlier").rglob("*.seg.nrrd")
     assert kept.read_bytes() == first != run.corrected_annotation(case).read_bytes()
@@ -241,8 +241,158 @@ def test_a_dicom_series_can_be_reviewed(logic, a_teacher, tmp_path):
     annotate(run, tmp_path / "scans", {str(a_teacher): 1.0})
     case = case_states(run)[0]
     assert case.state == "annotated", case.message
+    for other in (".DS_Store", "0 notes.txt", "DICOMDIR"):  # before the images, in the order of the names
+        (series / other).write_bytes(b"no image")
     volume, segmentation = logic.loadForReview(run.path, case.id)
     assert volume.GetImageData().GetDimensions() == (14, 12, 6)
+
+
+def trained_on(run, case_id):
+    """The target that a training makes of a case's correction."""
+    from KnowledgeTransferLib.learning.training_cases import TrainingCase
+    from KnowledgeTransferLib.records.cohort import read_recorded
+    from KnowledgeTransferLib.records.labels import Labels
+
+    case = next(case for case in read_recorded(run.cohort).cases if case.id == case_id)
+    labels = Labels.from_json(read_json(run.annotations)["structures"])
+    return TrainingCase(case, run.corrected_annotation(case_id), labels=labels, corrected=True).read(labels)[1]
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_a_case_of_one_slice_is_reviewed_alone_though_numbered_files_lie_beside_it(logic, tmp_path, suffix):
+    import slicer
+
+    from KnowledgeTransferLib.learning.volume import write_annotation, write_image
+    from KnowledgeTransferLib.records.labels import Labels
+    from KnowledgeTransferLib.steps.annotate import annotate
+
+    pictures, place = np.random.default_rng(0).integers(0, 255, (3, 32, 30, 1), np.uint8), np.diag([6.0, 6.0, 6.0, 1])
+    for number, picture in enumerate(pictures):
+        write_image(tmp_path / "scans" / f"patient_{number:03d}{suffix}", picture, place)
+        (tmp_path / "drawn").mkdir(exist_ok=True)
+        labels, drawn = Labels.from_names({1: "lesion"}), (picture > 200).astype(np.uint8)
+        write_annotation(tmp_path / "drawn" / f"patient_{number:03d}.seg.nrrd", drawn, place, labels)
+    run = RunDirectory(tmp_path / "run")
+    annotate(run, tmp_path / "scans", {str(tmp_path / "drawn"): 1.0})
+    volume, segmentation = logic.loadForReview(run.path, "patient_001")
+    assert (slicer.util.arrayFromVolume(volume).transpose(2, 1, 0) == pictures[1]).all()
+    logic.saveCorrection(run.path, "patient_001", segmentation, volume)
+    assert (trained_on(run, "patient_001")[0] == (pictures[1] > 200)).all()
+
+
+def test_a_correction_with_a_structure_that_no_training_knows_is_refused(logic, an_annotated_run):
+    import slicer
+
+    run = RunDirectory(an_annotated_run)
+    case = sorted(run.pseudo_annotations.iterdir())[0].name.removesuffix(".seg.nrrd")
+    volume, segmentation = logic.loadForReview(run.path, case)
+    source = segmentation.GetSegmentation()
+    source.AddEmptySegment("drawn on by nobody", "drawn on by nobody")
+    logic.saveCorrection(run.path, case, segmentation, volume)
+    before = run.corrected_annotation(case).read_bytes()
+    drawn = np.zeros(slicer.util.arrayFromVolume(volume).shape, np.uint8)
+    drawn[:2] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, segmentation, "drawn on by nobody", volume)
+    source.GetSegment("drawn on by nobody").SetName("Segment_1")
+    with pytest.raises(ValueError, match=r"does not know Segment_1.* its structures are liver, .*Rename"):
+        logic.saveCorrection(run.path, case, segmentation, volume)
+    assert run.corrected_annotation(case).read_bytes() == before
+    assert not list(run.path.rglob(".partial-*"))
+    source.GetSegment("drawn on by nobody").SetName("Left_Kidney")
+    logic.saveCorrection(run.path, case, segmentation, volume)
+    assert (trained_on(run, case)[0, :, :, :2] > 0).all()
+
+
+@pytest.mark.parametrize("hardened", [False, True])
+def test_a_correction_of_a_scan_that_was_moved_lies_on_the_voxels_of_its_file(logic, an_annotated_run, hardened):
+    import slicer
+
+    run = RunDirectory(an_annotated_run)
+    case = sorted(run.pseudo_annotations.iterdir())[0].name.removesuffix(".seg.nrrd")
+    volume, segmentation = logic.loadForReview(run.path, case)
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "alignment")
+    moved = np.array([[0.8, -0.6, 0, 5], [0.6, 0.8, 0, -9], [0, 0, 1, 30], [0, 0, 0, 1]])
+    transform.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(moved))
+    for node in (volume, segmentation):
+        node.SetAndObserveTransformNodeID(transform.GetID())
+        if hardened:
+            node.HardenTransform()
+    segment_id = segmentation.GetSegmentation().GetNthSegmentID(0)
+    drawn = np.zeros(slicer.util.arrayFromVolume(volume).shape, np.uint8)
+    drawn[3:6, 4:9, 5:11] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, segmentation, segment_id, volume)
+    logic.saveCorrection(run.path, case, segmentation, volume)
+    assert ((trained_on(run, case)[0] == 1) == drawn.transpose(2, 1, 0).astype(bool)).all()
+
+
+def test_a_correction_of_a_loaded_scan_lies_where_it_was_annotated_though_its_transform_changed(
+    logic, scans, a_teacher, tmp_path
+):
+    import slicer
+
+    from KnowledgeTransferSlicer import SceneRuns
+
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "alignment")
+    moved = np.array([[0.8, -0.6, 0, 5], [0.6, 0.8, 0, -9], [0, 0, 1, 30], [0, 0, 0, 1]])
+    transform.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(moved))
+    scans[0].SetAndObserveTransformNodeID(transform.GetID())
+    (node,) = logic.annotate(scans[:1], [a_teacher], tmp_path / "run", device="cpu").wait().nodes
+    drawn = np.zeros(slicer.util.arrayFromVolume(scans[0]).shape, np.uint8)
+    drawn[3:6, 4:9, 5:11] = 1
+    segment_id = node.GetSegmentation().GetNthSegmentID(0)
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, node, segment_id, scans[0])
+    run, case = RunDirectory(tmp_path / "run"), node.GetAttribute(SceneRuns.CASE)
+    for place in (moved, moved @ moved, np.eye(4)):
+        transform.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(place))
+        logic.saveCorrection(run.path, case, node, scans[0])
+        assert ((trained_on(run, case)[0] == 1) == drawn.transpose(2, 1, 0).astype(bool)).all()
+
+
+def test_a_correction_of_a_scan_that_was_cropped_is_refused(logic, an_annotated_run):
+    import slicer
+
+    run = RunDirectory(an_annotated_run)
+    case = sorted(run.pseudo_annotations.iterdir())[0].name.removesuffix(".seg.nrrd")
+    volume, segmentation = logic.loadForReview(run.path, case)
+    slicer.util.updateVolumeFromArray(volume, slicer.util.arrayFromVolume(volume)[:-2].copy())
+    with pytest.raises(ValueError, match="has other voxels than the scan of this run"):
+        logic.saveCorrection(run.path, case, segmentation, volume)
+    assert not run.corrected_annotation(case).exists()
+
+
+def test_a_result_of_no_scan_that_was_given_is_an_error_that_is_shown(a_volume, tmp_path):
+    from types import SimpleNamespace
+
+    from KnowledgeTransferSlicer import SceneRuns
+
+    run, cases = RunDirectory(tmp_path).create(), {"mine": a_volume(name="mine")}
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "of an earlier start.nrrd").write_bytes(b"")
+    job = SimpleNamespace(run=run, problems=[])
+    for case in ("of an earlier start", "nobody's"):
+        event = {"event": "case", "case": case, "file": "none"}
+        SceneRuns.showAnnotation(job, cases, set(), event, False)
+        SceneRuns.showSegmentation(job, cases, event)
+    assert [problem["case"] for problem in job.problems] == ["nobody's"] * 2
+    assert "no scan that was given" in job.problems[0]["message"]
+
+
+def test_of_several_segmentations_of_a_volume_it_is_said_which_one_teaches(logic, scans, tmp_path):
+    import slicer
+
+    from KnowledgeTransferSlicer.SceneRuns import SCENE
+    from KnowledgeTransferSlicer.Status import endOf
+
+    for name in ("liver", "spleen"):
+        drawn = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
+        drawn.CreateDefaultDisplayNodes()
+        drawn.SetReferenceImageGeometryParameterFromVolumeNode(scans[0])
+        segment_id = drawn.GetSegmentation().AddEmptySegment(name, name)
+        bright = (slicer.util.arrayFromVolume(scans[0]) > 100).astype(np.uint8)
+        slicer.util.updateSegmentBinaryLabelmapFromArray(bright, drawn, segment_id, scans[0])
+    job = logic.annotate(scans[:1], [SCENE], tmp_path / "run").wait()
+    assert job.hints == [f"2 segmentations lie on {scans[0].GetName()}; only spleen is used"]
+    assert job.hints[0] in endOf(job)
 
 
 def test_overlapping_segments_are_told_when_one_loses_voxels(logic, scans, a_teacher):
@@ -269,18 +419,18 @@ def test_overlapping_segments_are_told_when_one_loses_voxels(logic, scans, a_tea
 def test_volumes_are_counted_anew_after_an_edit_and_for_other_segmentations(logic, scans, a_teacher):
     import slicer
 
-    from KnowledgeTransferSlicer import SceneIO
+    from KnowledgeTransferSlicer import Edits
 
     node = logic.segment(scans[:1], a_teacher, device="cpu").wait().nodes[0]
-    before = SceneIO.volumesMl(node)
-    counted = SceneIO._countedMl(node)
+    before = Edits.volumesMl(node)
+    counted = Edits._countedMl(node)
     assert counted == pytest.approx({name: ml for name, ml in before.items() if name in counted}, rel=1e-3)
     source = node.GetSegmentation()
     mask = np.zeros(slicer.util.arrayFromVolume(scans[0]).shape, np.uint8)
     mask[2:4, 2:5, 2:6] = 1
     slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, source.GetSegmentIdBySegmentName("liver"), scans[0])
     voxel_ml = np.prod(scans[0].GetSpacing()) / 1000
-    assert SceneIO.volumesMl(node)["liver"] == pytest.approx(24 * voxel_ml, rel=1e-3)
+    assert Edits.volumesMl(node)["liver"] == pytest.approx(24 * voxel_ml, rel=1e-3)
 
 
 def test_saving_the_scene_does_not_refer_to_files_of_the_run(logic, scans, a_teacher, tmp_path):
@@ -370,6 +520,7 @@ def test_what_is_missing_is_said_before_anything_starts(logic, scans, a_teacher,
 
     for wrong, words in (
         (lambda: logic.segment([], a_teacher), "No volume is chosen"),
+        (lambda: logic.segment([None], a_teacher), "No volume is chosen"),
         (lambda: logic.segment(scans, ""), "nothing chosen"),
         (lambda: logic.segment(scans, tmp_path / "nowhere"), "there is no such file or folder"),
         (lambda: logic.annotate(scans, []), "No teacher is chosen"),

@@ -227,6 +227,19 @@ def test_an_uncertainty_map_lies_over_its_volume(a_scan, tmp_path):
     assert node.GetParentTransformNode() is volume.GetParentTransformNode()
 
 
+def test_an_uncertainty_map_of_one_slice_is_no_stack_of_the_maps_beside_it(a_volume, tmp_path):
+    import slicer
+
+    from KnowledgeTransferLib.learning.volume import write_image
+    from KnowledgeTransferSlicer import SceneIO
+
+    for number in (1, 2, 3):
+        write_image(tmp_path / f"slice_{number}.nii.gz", np.full((14, 12, 1), number / 10, np.float32), affine())
+    node = SceneIO.loadUncertainty(tmp_path / "slice_2.nii.gz", a_volume((1, 12, 14), affine()), "map")
+    assert slicer.util.arrayFromVolume(node).shape == (1, 12, 14)
+    assert np.allclose(slicer.util.arrayFromVolume(node), 0.2)
+
+
 def test_an_uncertainty_map_leaves_views_alone_that_show_something_else(a_scan, tmp_path):
     import slicer
 
@@ -280,20 +293,20 @@ def test_volumes_are_counted_once_for_a_layer_and_forgotten_with_an_edit(a_scan)
 
     import slicer
 
-    from KnowledgeTransferSlicer import SceneIO
+    from KnowledgeTransferSlicer import Edits, SceneIO
 
     volume = a_scan(affine())
     one, two = np.zeros((2, 9, 12, 14), bool)
     one[1:3, 2:5, 2:6], two[5:7, 6:9, 7:9] = True, True
     node = drawn_on(volume, {"one": one, "two": two})
     voxel_ml = abs(np.linalg.det(SceneIO.worldMatrix(volume)[:3, :3])) / 1000
-    counted = SceneIO.volumesMl(node)
+    counted = Edits.volumesMl(node)
     assert counted == pytest.approx({"one": one.sum() * voxel_ml, "two": two.sum() * voxel_ml})
-    SceneIO.setVolumesMl(node, {"one": 7.0, "two": 8.0})
-    assert SceneIO.volumesMl(node) == {"one": 7.0, "two": 8.0}
+    Edits.setVolumesMl(node, {"one": 7.0, "two": 8.0})
+    assert Edits.volumesMl(node) == {"one": 7.0, "two": 8.0}
     node.GetSegmentation().GetNthSegment(0).SetName("renamed")
-    assert SceneIO.volumesMl(node).keys() == {"renamed", "two"}
-    SceneIO.setVolumesMl(node, {"renamed": 7.0, "two": 8.0})
+    assert Edits.volumesMl(node).keys() == {"renamed", "two"}
+    Edits.setVolumesMl(node, {"renamed": 7.0, "two": 8.0})
     deleted, seen = [], node.GetSegmentation()
     seen.AddObserver("DeleteEvent", lambda *_: deleted.append(True))
     del node, seen
@@ -302,20 +315,47 @@ def test_volumes_are_counted_once_for_a_layer_and_forgotten_with_an_edit(a_scan)
     assert deleted, "a closed scene leaves nothing in memory"
 
 
+def test_an_edit_is_told_from_a_look_in_3d(a_scan):
+    from KnowledgeTransferSlicer import Edits
+
+    volume, mask = a_scan(affine()), np.ones((9, 12, 14), bool)
+    for edit in (
+        lambda node: node.GetSegmentation().GetNthSegment(0).SetName("renamed"),
+        lambda node: node.GetSegmentation().GetNthSegment(0).SetColor(0.1, 0.1, 0.1),
+        lambda node: node.GetSegmentation().AddEmptySegment("new"),
+        lambda node: node.GetSegmentation().RemoveSegment("two"),
+        lambda node: drawn_again(node, "two", volume),
+    ):
+        node = drawn_on(volume, {"one": mask, "two": mask})
+        Edits.setAsInFile(node)
+        Edits.setAsInFile(node)  # as when it is saved again
+        node.CreateClosedSurfaceRepresentation()
+        node.GetSegmentation().RemoveRepresentation("Closed surface")
+        assert Edits.isAsInFile(node)
+        edit(node)
+        assert not Edits.isAsInFile(node)
+
+
+def drawn_again(node, segment, volume):
+    import slicer
+
+    slicer.util.updateSegmentBinaryLabelmapFromArray(np.zeros((9, 12, 14), np.uint8), node, segment, volume)
+
+
 def test_volumes_that_came_with_a_scene_are_forgotten_when_edits_may_have_gone_unseen(a_scan):
-    from KnowledgeTransferSlicer import SceneIO
+    from KnowledgeTransferSlicer import Edits
 
     volume = a_scan(affine())
     mask = np.ones((9, 12, 14), bool)
     node = drawn_on(volume, {"one": mask})
-    node.SetAttribute(SceneIO.VOLUMES, '{"one": 7.0}')  # as a scene brings it
-    SceneIO.watchImported(trusted=True)
-    assert SceneIO.volumesMl(node) == {"one": 7.0}
+    node.SetAttribute(Edits.VOLUMES, '{"one": 7.0}')  # as a scene brings it
+    Edits.watchImported(trusted=True)
+    assert Edits.volumesMl(node) == {"one": 7.0}
     node.GetSegmentation().GetNthSegment(0).SetName("renamed")
-    assert SceneIO.volumesMl(node).keys() == {"renamed"}
-    node.SetAttribute(SceneIO.VOLUMES, '{"one": 7.0}')
-    SceneIO.watchImported(trusted=False)
-    assert SceneIO.volumesMl(node).keys() == {"renamed"}
+    assert Edits.volumesMl(node).keys() == {"renamed"}
+    node.SetAttribute(Edits.VOLUMES, '{"one": 7.0}')
+    Edits.watchImported(trusted=False)
+    assert Edits.volumesMl(node).keys() == {"renamed"}
 
 
 def test_file_names_are_made_of_node_names_without_clashes(a_scan):
@@ -326,6 +366,22 @@ def test_file_names_are_made_of_node_names_without_clashes(a_scan):
     for volume, name in zip(volumes, names, strict=True):
         volume.SetName(name)
     assert SceneIO.caseIds(volumes) == ["CT", "ct 2", "a_b_ c", "scan", "Größe"]
+
+
+def test_no_file_is_named_like_a_channel_or_a_segmentation(a_scan, tmp_path):
+    """The library would take scan_0000 and scan_0001 for one case, and scan.seg for no image."""
+    from KnowledgeTransferLib.records.cohort import images_in
+    from KnowledgeTransferSlicer import SceneIO
+
+    names = ["liver_0000", "p_0000", "p_0001", "p 0001", "CT.seg", "CT.SEG.", "_0000", ".seg", "a_00001"]
+    volumes = [a_scan(affine()) for _ in names]
+    for volume, name in zip(volumes, names, strict=True):
+        volume.SetName(name)
+    ids = SceneIO.caseIds(volumes)
+    assert ids == ["liver 0000", "p 0000", "p 0001", "p 0001 2", "CT seg", "CT SEG 2", "0000", "seg", "a_00001"]
+    for name in ids:
+        (tmp_path / f"{name}.nrrd").write_bytes(b"")
+    assert sorted(images_in(tmp_path)) == sorted(ids)
 
 
 def test_what_cannot_be_segmented_is_refused_with_what_to_do(a_scan, a_volume):

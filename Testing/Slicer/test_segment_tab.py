@@ -39,6 +39,29 @@ def test_a_volume_is_segmented_by_the_press_of_a_button(tab, a_scan, wait_until)
     assert node.GetSegmentation().ContainsRepresentation("Closed surface")
 
 
+def test_where_the_only_scan_fails_the_panel_says_why(tab, a_volume, wait_until, dialogs):
+    ui, panel = tab.ui, tab.panel
+    ui.segmentVolumesSelector.check(a_volume((8, 30, 30), name="nothing in it"))
+    ui.segmentButton.click()
+    wait_until(lambda: dialogs.shown, 60)
+    for said in (dialogs.shown[-1].text, ui.statusLabel.text):
+        assert said.startswith("Segment: nothing in it: ") and "every voxel has the value 0" in said
+        assert "unexpectedly" not in said and "see " not in said
+    assert panel.status.job.status == 2
+
+
+def test_volumes_that_are_named_like_channels_are_segmented_one_by_one(tab, a_scan, wait_until):
+    import slicer
+
+    other = slicer.modules.volumes.logic().CloneVolume(slicer.mrmlScene, a_scan, "p_0001")
+    a_scan.SetName("p_0000")
+    tab.panel.parameters.segmentVolumes = [a_scan, other]
+    tab.ui.segmentButton.click()
+    job = tab.panel.status.job
+    wait_until(lambda: not job.running, 60)
+    assert [node.GetName() for node in job.nodes] == ["p_0000 segmentation", "p_0001 segmentation"], job.error
+
+
 def test_two_results_are_compared(tab, a_scan, wait_until):
     import slicer
 
@@ -111,6 +134,15 @@ def test_the_model_card_of_the_chosen_student_is_shown_and_recent_ones_are_liste
     assert list(slicer.app.settings().value(RECENT)) == [str(other), str(a_teacher)]
     tab.ui.bundleSelector.setCurrentIndex(1)
     assert tab.panel.parameters.bundle == str(a_teacher)
+
+
+def test_a_recent_student_that_cannot_be_looked_at_is_left_out(tab, a_teacher):
+    import slicer
+
+    from KnowledgeTransferSlicer.SegmentTab import RECENT
+
+    slicer.app.settings().setValue(RECENT, ["x" * 5000, str(a_teacher)])  # longer than a path may be: an OSError
+    assert tab._readRecent() == [str(a_teacher)]
 
 
 def test_a_damaged_student_is_explained(tab, a_teacher, a_scan, tmp_path, wait_until, dialogs):
