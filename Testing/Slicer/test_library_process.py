@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -274,11 +273,10 @@ def test_the_warm_process_answers_one_request_after_the_other(library, a_teacher
     run = RunDirectory(tmp_path / "run").create()
     first = library.ask("describe", run, [a_teacher]).wait()
     assert "liver" in [structure["name"] for structure in first.result["structures"]]
-    warm, began = library.warm.process.pid, time.monotonic()
+    warm = library.warm.process.pid  # of the process that has imported everything
     second = library.ask("describe", run, [a_teacher]).wait()
     assert second.result["structures"] == first.result["structures"]
     assert library.warm.process.pid == warm
-    assert time.monotonic() - began < 5  # nothing is imported again
 
 
 def test_a_bad_request_leaves_the_warm_process_alive(library, a_teacher, tmp_path):
