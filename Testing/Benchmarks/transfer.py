@@ -324,7 +324,8 @@ def _copies(rows: dict[tuple, list[Run]]) -> str:
 
 
 def _teachers_dice(evaluation: dict) -> tuple:
-    return tuple((row["method"], row["case"], row["dice"]) for row in evaluation["cases"] if row["method"] != "student")
+    rows = [row for row in evaluation["cases"] if row["method"].startswith("teacher")]
+    return tuple((row["method"], row["case"], row["dice"]) for row in rows)
 
 
 def _origins(runs: list[Run]) -> str:
