@@ -57,7 +57,7 @@ def _remembered(run: RunDirectory, annotations: str) -> Path:
         raise ValueError(f"{run.path}: has no cohort yet; annotate one first, or name one (--cohort PATH)")
     earlier = read_settings(run, "distil").get("annotations", "pseudo")
     # Pseudo-annotations are of the run's own cases, not of those whose experts an earlier training learnt from.
-    return run.cohort if annotations == "pseudo" != earlier else learnt_from(run)
+    return run.cohort if annotations == "pseudo" and earlier != "pseudo" else learnt_from(run)
 
 
 def joined(given: Cohort, own: Cohort) -> Cohort:

@@ -44,9 +44,9 @@ HEADING = (
     "sections say where something was changed after figures on `test` had been seen. Brackets: 95 % bootstrap interval "
     "over patients and, where there are several, seeds. p: Wilcoxon's signed-rank test over patients, for these trainings "
     "and this teacher; where the interval of the difference holds 0, other seeds may say otherwise. Dice: of the cases in "
-    "which the expert drew the structure; sections measured before 2026-11-30 counted normal images of busi and bus_uclm "
-    "too (1 for drawing nothing) wherever another method of the same comparison drew something there, so that their "
-    "figures cannot be set beside others. "
+    "which the expert drew the structure. Sections *by the old rule* counted normal images of busi and bus_uclm too (1 for "
+    "drawing nothing) wherever another method of the same comparison drew something there, so that their figures cannot "
+    "be set beside others. "
     "Training times include whatever else the machine did."
 )
 

@@ -157,14 +157,14 @@ def _guide_and_labelled(data: str) -> tuple[str, Run, tuple[str, ...]]:
 
 EXPERIMENTS = {"single": single, "tuned": tuned, "several": several}
 NOTES = {
-    "single": "Students learn for 1000 steps and with more augmentation, from fewer patients than their teachers, which "
-    "learnt for 300 to 500 steps. The aim is 99 % of the teacher's Dice.\n\n",
+    "single": "Students learn for about 1000 steps (880 to 1040) and with more augmentation, from fewer patients than "
+    "their teachers, which learnt for 266 to 429 steps. The aim is 99 % of the teacher's Dice.\n\n",
     "several": "Student `small` (0.25 million parameters) learnt for 2500 steps from teachers that count alike. The others, "
     "of the teachers' own size, learnt for 1000 steps from teachers that were asked about mirror images too (pictures), "
     "where the one of another site counts a quarter; that was chosen on `teacher` and `transferal`, but after the figures "
     "of `small` on `test` had been seen. Before that a student `segresnet` of 400 steps had been measured on `test` and "
     "was withdrawn as undertrained: 95 % of the best teacher on the heart (three seeds), 97 % on the hippocampus (two). "
-    "Students learn with more augmentation and for more steps than their teachers did (300 to 500). The best teacher is "
+    "Students learn with more augmentation and for more steps than their teachers did (266 to 429). The best teacher is "
     "the best on `test`.\n\n",
     "tuned": "The share of the labels is what fine-tuning and training from scratch learnt from. The student that is "
     "fine-tuned learnt from a teacher of other patients: of another site where there is one, else of one half of split "

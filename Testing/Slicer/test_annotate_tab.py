@@ -124,6 +124,13 @@ def reviewing(tab, an_annotated_run):
     return tab
 
 
+def first_case_opened(reviewing):
+    """The controls, the run, and its first case, which was loaded for review."""
+    reviewing.ui.casesTable.selectRow(0)
+    reviewing.ui.reviewButton.click()
+    return reviewing.ui, RunDirectory(reviewing.shown), reviewing.chosen()
+
+
 def test_cases_are_accepted_and_rejected_and_the_verdict_can_be_taken_back(reviewing):
     ui, run = reviewing.ui, RunDirectory(reviewing.shown)
     assert not ui.acceptButton.enabled
@@ -141,10 +148,7 @@ def test_cases_are_accepted_and_rejected_and_the_verdict_can_be_taken_back(revie
 
 @pytest.mark.parametrize("saves", [True, False])
 def test_who_accepts_a_case_that_was_edited_is_asked_whether_to_save_the_edits(reviewing, dialogs, saves):
-    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
-    ui.casesTable.selectRow(0)
-    case = reviewing.chosen()
-    ui.reviewButton.click()
+    ui, run, case = first_case_opened(reviewing)
     opened_of(run, case)[1].CreateClosedSurfaceRepresentation()  # Show 3D
     ui.acceptButton.click()
     ui.acceptButton.click()  # taken back
@@ -166,10 +170,7 @@ def test_who_accepts_a_case_that_was_edited_is_asked_whether_to_save_the_edits(r
 
 
 def test_a_correction_that_no_training_would_learn_is_not_said_to_be_saved(reviewing, dialogs):
-    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
-    ui.casesTable.selectRow(0)
-    case = reviewing.chosen()
-    ui.reviewButton.click()
+    ui, run, case = first_case_opened(reviewing)
     edited(*opened_of(run, case))
     opened_of(run, case)[1].GetSegmentation().GetNthSegment(0).SetName("Segment_1")
     ui.saveCorrectionButton.click()
@@ -206,10 +207,7 @@ def test_an_edited_annotation_is_saved_as_a_correction_and_learnt(reviewing, wai
 
 
 def test_a_correction_is_discarded_only_after_a_yes_and_can_be_had_back(reviewing, dialogs):
-    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
-    ui.casesTable.selectRow(0)
-    case = reviewing.chosen()
-    ui.reviewButton.click()
+    ui, run, case = first_case_opened(reviewing)
     edited(*opened_of(run, case))
     ui.saveCorrectionButton.click()
     correction = run.corrected_annotation(case)
@@ -293,10 +291,7 @@ def test_a_correction_of_a_rejected_case_is_learnt(reviewing):
 def test_a_scene_that_is_opened_again_knows_which_case_is_corrected(reviewing, tmp_path):
     import slicer
 
-    ui, run = reviewing.ui, RunDirectory(reviewing.shown)
-    ui.casesTable.selectRow(0)
-    case = reviewing.chosen()
-    ui.reviewButton.click()
+    ui, run, case = first_case_opened(reviewing)
     value, voxels = edited(*opened_of(run, case))
     slicer.util.saveScene(str(tmp_path / "scene.mrb"))
     slicer.mrmlScene.Clear(0)
