@@ -63,6 +63,11 @@ class PreparedCases:
         write_json(self.index, index)
 
     def read_index(self) -> dict:
+        if not self.index.is_file():
+            raise FileNotFoundError(
+                f"{self.index} is missing: without the images that were prepared for it the training cannot go on; "
+                "begin anew with --restart"
+            )
         return read_json(self.index)
 
     def load(self) -> list[PreparedCase]:

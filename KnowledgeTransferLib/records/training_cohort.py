@@ -36,6 +36,21 @@ def learnt_from(run: RunDirectory) -> Path:
     return run.training_cohort if run.training_cohort.is_file() else run.cohort
 
 
+def has_other_cases(run: RunDirectory, given: Cohort, annotations: str) -> bool:
+    """Whether the training that was begun in the run learns from other cases than from these.
+
+    Raises:
+        ValueError: nothing in the run names its cases.
+    """
+    if not learnt_from(run).is_file():
+        raise ValueError(
+            f"{run.path}: a training was begun here, but {run.cohort.name}, which lists its cases, is missing, so that "
+            "nobody knows whether they are the given ones. Leave the cohort out (--cohort PATH) to go on, add "
+            "--restart to begin anew, or name another run directory"
+        )
+    return training_cohort(run, given, annotations).to_json() != read_json(learnt_from(run))
+
+
 def runs_of(bundles: Iterable[Path]) -> list[RunDirectory]:
     """The runs whose students these bundles are, each once, where it is known what they learnt from."""
     runs = {path: RunDirectory(path.parent) for path in bundles}
@@ -54,10 +69,18 @@ def remember(run: RunDirectory, cohort: Cohort) -> None:
 
 def _remembered(run: RunDirectory, annotations: str) -> Path:
     if not run.cohort.is_file():
-        raise ValueError(f"{run.path}: has no cohort yet; annotate one first, or name one (--cohort PATH)")
+        raise ValueError(f"{run.path}: {_why_no_cohort(run)}")
     earlier = read_settings(run, "distil").get("annotations", "pseudo")
     # Pseudo-annotations are of the run's own cases, not of those whose experts an earlier training learnt from.
     return run.cohort if annotations == "pseudo" and earlier != "pseudo" else learnt_from(run)
+
+
+def _why_no_cohort(run: RunDirectory) -> str:
+    if any(file.is_file() for file in (run.annotations, run.checkpoint, run.training)):
+        return (
+            f"{run.cohort.name}, which lists its cases, is missing; annotate them again, or name them (--cohort PATH)"
+        )
+    return "has no cohort yet; annotate one first, or name one (--cohort PATH)"
 
 
 def joined(given: Cohort, own: Cohort) -> Cohort:

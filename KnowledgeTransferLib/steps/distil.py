@@ -36,7 +36,7 @@ from ..records.progress import FAILURES, Listener, Progress
 from ..records.run_directory import RunDirectory, read_json, write_json
 from ..records.settings import NONE, DistilSettings, checked, differences, read_settings, write_settings
 from ..records.students import design_named
-from ..records.training_cohort import learnt_from, remember, training_cohort
+from ..records.training_cohort import has_other_cases, remember, training_cohort
 
 
 def distil(
@@ -100,7 +100,7 @@ def _get_ready(run: RunDirectory, cohort, asked: dict, restart: bool, progress: 
     chosen = _unsettled(stored)
     changed = differences("distil", stored, asked) if began else []
     changed += [f"{name} was {chosen[name]!r}" for name in sorted(taken_back) if began and chosen.get(name)]
-    if began and cohort is not None and _has_other_cases(run, _opened(cohort), stored):
+    if began and cohort is not None and has_other_cases(run, _opened(cohort), stored.get("annotations", "pseudo")):
         changed.append("the cohort has other cases")
     if changed:
         raise ValueError(
@@ -156,11 +156,6 @@ def _forget_images(run: RunDirectory) -> None:
     """Remove what only an unfinished training needs; it holds the patients' images."""
     run.checkpoint.unlink(missing_ok=True)
     shutil.rmtree(run.prepared, ignore_errors=True)
-
-
-def _has_other_cases(run: RunDirectory, given: Cohort, stored: dict) -> bool:
-    cohort = training_cohort(run, given, stored.get("annotations", "pseudo"))
-    return cohort.to_json() != read_json(learnt_from(run))
 
 
 def _cohort(run: RunDirectory, cohort, settings: DistilSettings, progress: Progress) -> Cohort:

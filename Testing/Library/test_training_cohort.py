@@ -130,6 +130,29 @@ def test_a_run_of_an_earlier_version_goes_on_with_the_cohort_that_replaced_its_o
     assert learnt_from(run) == run.cohort
 
 
+def test_a_training_whose_list_of_cases_is_missing_says_so_and_what_to_do(
+    command, the_finished_run, a_phantom_cohort, tmp_path
+):
+    run = RunDirectory(shutil.copytree(the_finished_run.path, tmp_path / "run"))
+    run.cohort.unlink(), run.training_cohort.unlink()
+    refused = command("distil", run.path, "--cohort", a_phantom_cohort)
+    assert refused.status == 2 and "cohort.json, which lists its cases, is missing" in refused.messages
+    assert "Leave the cohort out (--cohort PATH) to go on, add --restart to begin anew, or name" in refused.messages
+    refused = command("distil", run.path, "--restart")
+    assert refused.status == 2 and "is missing; annotate them again, or name them (--cohort PATH)" in refused.messages
+    assert command("distil", run.path).status == 0, "a training that is there needs no list"
+
+
+def test_a_training_whose_prepared_images_are_missing_says_so_and_what_to_do(command, run):
+    with pytest.raises(Killed):
+        distil(run, **QUICK, listener=killed_at("metrics"))
+    shutil.rmtree(run.prepared)
+    refused = command("distil", run.path)
+    assert refused.status == 2 and "index.json is missing: without the images that were prepared" in refused.messages
+    assert "begin anew with --restart" in refused.messages
+    assert command("distil", run.path, "--restart").status == 0
+
+
 def test_a_table_of_all_scans_is_taken_as_it_stands():
     own = Cohort((a_case("b"), a_case("a", label="old")), LABELS, "CT", "own")
     given = Cohort((a_case("a"), a_case("b", label="b"), a_case("c")), Labels.from_names({3: "liver"}), "", "given")
