@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from .labels import Labels
 from .run_directory import RunDirectory, read_json, write_json
 from .settings import read_settings
 from .structure_names import plain_name
+
+FEW = 3  # ids named in a message
 
 
 def training_cohort(run: RunDirectory, given: Cohort | None, annotations: str) -> Cohort:
@@ -65,6 +68,41 @@ def remember(run: RunDirectory, cohort: Cohort) -> None:
         run.training_cohort.unlink(missing_ok=True)
     else:
         write_json(run.training_cohort, cohort.to_json())
+
+
+def remember_annotated(run: RunDirectory, cohort: Cohort) -> str:
+    """Write down what is annotated; cases whose experts taught the run's student stay the record of that.
+
+    Returns:
+        a sentence on annotated cases that the run then no longer lists; empty where there are none.
+    """
+    earlier = _listed(run)
+    if earlier and earlier.to_json() != cohort.to_json() and _experts_taught(run):
+        write_json(run.training_cohort, earlier.to_json())
+    write_json(run.cohort, cohort.to_json())
+    there = {case.id for case in cohort.cases}
+    gone = [case.id for case in earlier.cases if case.id not in there] if earlier and run.annotations.is_file() else []
+    if not gone:
+        return ""
+    few = ", ".join(gone[:FEW]) + (", ..." if len(gone) > FEW else "")
+    return (
+        f"{len(gone)} cases that the run had ({few}) are not in this cohort, and neither reviewed nor learnt from any "
+        "more. What was annotated of them is kept: a cohort that holds them, too, brings them back"
+    )
+
+
+def _listed(run: RunDirectory) -> Cohort | None:
+    """The run's cohort so far; None where there is none, or one that nobody can read."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_recorded(run.cohort)
+    return None
+
+
+def _experts_taught(run: RunDirectory) -> bool:
+    """Whether cohort.json is what a training with expert annotations learns or learnt from."""
+    began = any(path.exists() for path in (run.prepared, run.checkpoint, run.training))
+    with_experts = read_settings(run, "distil").get("annotations", "pseudo") != "pseudo"
+    return began and with_experts and not run.training_cohort.is_file()
 
 
 def _remembered(run: RunDirectory, annotations: str) -> Path:

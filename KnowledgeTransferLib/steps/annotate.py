@@ -24,6 +24,7 @@ from ..records.reviews import read_reviews, write_review
 from ..records.run_directory import RunDirectory, read_json, write_json
 from ..records.settings import AnnotateSettings, differences, read_settings, write_settings
 from ..records.structure_names import plain_name
+from ..records.training_cohort import remember_annotated
 
 MAY_CHANGE = ("device", "uncertainty", "uncertainty_measure", "most_bytes")  # while a run goes on
 
@@ -71,10 +72,10 @@ def annotate(
         if trust:
             _trust(settings, progress)
         ensemble = open_teachers(settings, cohort.labels)
-        for hint in filter(None, (ensemble.hint, _unknown_synonyms(settings, ensemble, cohort.labels))):
-            progress.warning(hint)
         write_settings(run, "annotate", settings)
-        write_json(run.cohort, cohort.to_json())
+        unknown, gone = _unknown_synonyms(settings, ensemble, cohort.labels), remember_annotated(run, cohort)
+        for hint in filter(None, (ensemble.hint, unknown, gone)):
+            progress.warning(hint)
         job = _Job(run, settings, ensemble.labels, _record(run, settings, ensemble.labels), progress)
         _annotate_cases(job, cohort, ensemble)
         progress.event("done", cases=len(job.record["cases"]), problems=progress.problems)

@@ -153,6 +153,40 @@ def test_a_training_whose_prepared_images_are_missing_says_so_and_what_to_do(com
     assert command("distil", run.path, "--restart").status == 0
 
 
+def test_annotating_a_run_that_experts_taught_keeps_the_record_of_what_it_learnt_from(
+    run, a_teacher, a_phantom_cohort, a_foreign_cohort, tmp_path
+):
+    taught, told = RunDirectory(tmp_path / "taught by experts"), []
+    distil(taught, a_phantom_cohort, **QUICK, annotations="expert")
+    annotate(taught, a_foreign_cohort, {str(a_teacher): 1.0}, listener=told.append)
+    assert ids(taught.cohort) == ["B_001", "B_002", "B_003", "B_004"] and len(case_states(taught)) == 4
+    assert ids(taught.training_cohort) == ["A_001", "A_002", "A_003", "A_004"]
+    assert not [event for event in told if event["event"] == "warning"]
+    assert training_cohort(taught, None, "expert").source == str(a_phantom_cohort)
+    assert training_cohort(taught, None, "pseudo").source == str(a_foreign_cohort)
+    assert len(training_cohort(taught, None, "both").cases) == 8
+    distil(taught, listener=told.append)
+    assert "this training is finished" in str(told)
+
+
+def test_annotated_cases_that_another_cohort_does_not_list_are_told(run, a_foreign_cohort):
+    told, cohort = [], read_cohort(a_foreign_cohort)
+    annotate(run, replace(cohort, cases=cohort.cases[1:3]), listener=told.append)
+    (text,) = [event["text"] for event in told if event["event"] == "warning"]
+    assert text.startswith("2 cases that the run had (B_001, B_004) are not in this cohort")
+    told.clear()
+    annotate(run, cohort, listener=told.append)
+    assert not [event for event in told if event["event"] in ("warning", "case")], "they were lost meanwhile"
+
+
+def test_a_cohort_that_nobody_worked_on_is_replaced_by_another(run, a_teacher, a_phantom_cohort, tmp_path):
+    new = RunDirectory(tmp_path / "new")
+    with pytest.raises(Killed):
+        annotate(new, read_recorded(run.cohort), {str(a_teacher): 1.0}, listener=killed_at("stage", "annotate"))
+    annotate(new, a_phantom_cohort)
+    assert ids(new.cohort)[0] == "A_001" and not new.training_cohort.exists()
+
+
 def test_a_table_of_all_scans_is_taken_as_it_stands():
     own = Cohort((a_case("b"), a_case("a", label="old")), LABELS, "CT", "own")
     given = Cohort((a_case("a"), a_case("b", label="b"), a_case("c")), Labels.from_names({3: "liver"}), "", "given")
