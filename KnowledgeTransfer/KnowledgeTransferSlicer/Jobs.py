@@ -42,6 +42,7 @@ class Job:
         self.folder = run.path  # where its results lie
         self.nodes = []  # that came into the scene
         self.places = {}  # id of a volume -> where it lay when it was written
+        self.names = {}  # file that was written for the library -> name of the node, by which the user knows it
         self.hints = []  # what is good to know
         self.lost = []  # results whose scan is no longer in the scene
         self._signals = 0
@@ -103,7 +104,7 @@ class Job:
                 break
 
     def take(self, event):
-        event = eventInWordsOfThePanel(event)
+        event = eventInWordsOfThePanel(event, self.names)
         kind = event["event"]
         if kind == "error":
             self.error, self.failure = event.get("text", ""), event

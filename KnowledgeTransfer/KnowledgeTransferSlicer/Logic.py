@@ -16,7 +16,7 @@ from KnowledgeTransferLib.records.settings import NONE, read_settings
 from . import Corrections, Requirements, SceneIO
 from .LibraryProcess import Library
 from .ParameterNode import KnowledgeTransferParameterNode
-from .SceneRuns import SCANS, SCENE, exported, showAnnotation, showSegmentation, withScene
+from .SceneRuns import SCANS, SCENE, exported, namesOf, showAnnotation, showSegmentation, withScene
 
 TEMPORARY = "KnowledgeTransfer-temporary-"
 TASK = "totalsegmentator:"  # in place of a teacher's path
@@ -61,6 +61,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
             weights, hints = withScene(weights, run, cases)
             arguments = [run.path, "--cohort", run.path / SCANS, *_teacherArguments(weights), *_options(settings)]
             job = self._start("annotate", run, arguments)
+        job.names = namesOf(cases, run)
         job.places = {volume.GetID(): SceneIO.placeOf(volume) for volume in volumes}
         job.hints = [*filter(None, map(SceneIO.hintOf, volumes)), *hints]
         uncertainty, shown = settings.get("uncertainty", False), set()
@@ -108,6 +109,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         with self._working(None) as run, exported(volumes, run) as cases:
             arguments = [bundle, run.path / SCANS, run.path / "results", "--format", ".seg.nrrd", "--overwrite"]
             job = self._start("segment", run, [*arguments, "--run", run.path, *_options(settings)], warm=True)
+        job.names = namesOf(cases, run)
         job.places = {volume.GetID(): SceneIO.placeOf(volume) for volume in volumes}
         job.hints = [*filter(None, map(SceneIO.hintOf, volumes))]
         job.onEvent.append(lambda event: showSegmentation(job, cases, event))
@@ -137,6 +139,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
             nodes = (segmentationNode, referenceNode)
             hints = [SceneIO.exportSegmentation(n, volumeNode, f) for n, f in zip(nodes, files, strict=True)]
             job = self._start("compare", run, files, warm=True)
+        job.names = {str(file): node.GetName() for file, node in zip(files, nodes, strict=True)}
         job.hints = [*filter(None, hints)]
         return job
 

@@ -46,6 +46,11 @@ def exported(volumes, run):
         new.unlink(missing_ok=True)
 
 
+def namesOf(cases, run):
+    """File that `exported` wrote -> name of its volume."""
+    return {str(run.path / SCANS / f"{case}.nrrd"): volume.GetName() for case, volume in cases.items()}
+
+
 def _caseFor(new, name, folder):
     """The id under which the same scan is there already, else one that no other scan has."""
     for number in itertools.count(1):

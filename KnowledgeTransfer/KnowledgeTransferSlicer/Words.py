@@ -1,6 +1,7 @@
-"""Words: what the library says, in the words of the panel: it speaks of options of the command line."""
+"""Words: what the library says, in the words of the panel: it speaks of options of the command line, and of files."""
 
 import re
+from pathlib import Path
 
 PANEL_WORDS = {
     "add --restart to begin anew": "check Begin anew (under Advanced)",
@@ -44,6 +45,21 @@ def inWordsOfThePanel(text):
     return TEMPLATE.sub("Look again (under Teachers) writes", text)
 
 
-def eventInWordsOfThePanel(event):
-    said = {part: inWordsOfThePanel(event[part]) for part in SAID if isinstance(event.get(part), str)}
+def eventInWordsOfThePanel(event, names=None):
+    """An event whose texts a person reads; `names`: file that was written for the library -> its node's name."""
+    said = {part: inWordsOfThePanel(_named(event[part], names)) for part in SAID if isinstance(event.get(part), str)}
+    if event["event"] == "problem" and "text" in said:
+        said["text"] = _withoutName(said["text"], str(event.get("case")), names)
     return {**event, **said}
+
+
+def _named(text, names):
+    for file, name in (names or {}).items():
+        text = text.replace(file, name)
+    return text
+
+
+def _withoutName(text, case, names):
+    """A problem is always shown behind its case."""
+    own = [case, *(name for file, name in (names or {}).items() if Path(file).stem == case)]
+    return next((text.removeprefix(f"{name}: ") for name in own if text.startswith(f"{name}: ")), text)
