@@ -142,6 +142,33 @@ def a_volume(a_scene):
 
 
 @pytest.fixture
+def a_scan(a_scene, a_foreign_cohort):
+    """The first scan of site B, loaded."""
+    import slicer
+
+    return slicer.util.loadVolume(str(sorted((a_foreign_cohort / "images").iterdir())[0]))
+
+
+@pytest.fixture
+def scans(a_scene, a_foreign_cohort) -> list:
+    """Two scans of site B, loaded."""
+    import slicer
+
+    files = sorted((a_foreign_cohort / "images").iterdir())[:2]
+    return [slicer.util.loadVolume(str(file)) for file in files]
+
+
+@pytest.fixture
+def logic(a_scene):
+    """The module's logic, as a script makes it; the test's end stops what still runs."""
+    from KnowledgeTransferSlicer.Logic import KnowledgeTransferLogic
+
+    logic = KnowledgeTransferLogic()
+    yield logic
+    logic.close(stopRuns=True)
+
+
+@pytest.fixture
 def the_panel(a_scene):
     """The module's panel, loaded and set up as Slicer does; closed at the end."""
     import slicer_standin
@@ -149,6 +176,17 @@ def the_panel(a_scene):
     slicer_standin.load_module(MODULE)
     yield slicer_standin.open_panel(MODULE.stem)
     slicer_standin.close_panel(MODULE.stem)
+
+
+@pytest.fixture
+def tab(the_panel, tmp_path):
+    """The panel's first tab, with a working folder; the test's end stops what still runs."""
+    the_panel.ui.workingFolderPath.currentPath = str(tmp_path / "work")
+    the_panel.parameters.device = "cpu"
+    yield the_panel.annotateTab
+    for job in the_panel.logic.library.jobs:
+        job.cancel()
+        job.stopProcesses(gently=True)
 
 
 @pytest.fixture
