@@ -38,11 +38,18 @@ class Library:
 
     def ask(self, step, run, arguments):
         """A step in the warm process."""
-        if self.warm is None or self.warm.exitStatus() is not None:
-            if self.warm is not None:
-                self.warm.close()
-            self.warm = WarmProcess()
-        return self._watch(WarmJob(step, run, self.warm, self.warm.request([step, *arguments])))
+        return self._watch(WarmJob(step, run, arguments, self._livingProcess))
+
+    def _livingProcess(self):
+        if self.warm is not None and self.warm.exitStatus() is not None:
+            self._endWarmProcess()
+        self.warm = self.warm or WarmProcess()
+        return self.warm
+
+    def _endWarmProcess(self):
+        warm, self.warm = self.warm, None
+        if warm is not None:
+            warm.close()
 
     def jobIn(self, path):
         return next((job for job in self.jobs if job.run.path == Path(path).absolute()), None)
@@ -61,9 +68,7 @@ class Library:
             if isinstance(job, OwnJob) and stopRuns:
                 job.cancel()
                 job.stopProcesses(gently=True)
-        if self.warm is not None:
-            self.warm.close()
-            self.warm = None
+        self._endWarmProcess()
         for job in self.jobs:
             job.removeTemporary()
         self._jobs = []

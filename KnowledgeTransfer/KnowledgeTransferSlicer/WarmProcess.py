@@ -16,14 +16,20 @@ IDLE_MINUTES = 10
 
 
 class WarmJob(Job):
-    """A request to the warm process."""
+    """A request to the warm process. `livingProcess` gives the one that lives, or a new one."""
 
     read_s = 0  # its events come from a temporary folder
 
-    def __init__(self, step, run, warm, number):
+    def __init__(self, step, run, arguments, livingProcess):
         super().__init__(step, run, None)
-        self.warm, self.number, self.served = warm, number, None
-        self.log = warm.log
+        self.arguments, self._livingProcess, self.served = [step, *arguments], livingProcess, None
+        self.began = False
+        self._ask()
+
+    def _ask(self):
+        self.warm = self._livingProcess()
+        self.log = self.warm.log
+        self.number = self.warm.request(self.arguments)
 
     def poll(self):
         self.tail = self.warm.tailOf(self.number)
@@ -35,6 +41,7 @@ class WarmJob(Job):
             self._finish(self.served)
 
     def take(self, event):
+        self.began = True
         if event["event"] == "served":
             self.served = event["status"]
         else:
@@ -45,10 +52,18 @@ class WarmJob(Job):
         if self.served is not None:
             return self.served
         status = self.warm.exitStatus()
-        waiting = self.warm.events.get(self.number)
-        if status is None or waiting:
+        if status is None or self.warm.hasEventsOf(self.number) or self._begunAnew():
             return None
         return status or -1
+
+    def _begunAnew(self):
+        """Whether it asked another process: this one ended with another request, before the turn of this one."""
+        if self.began or self.cancelAsked is not None or not self.warm.endedWithAnother(self.number):
+            return False
+        with contextlib.suppress(OSError):  # no process can be started
+            self._ask()
+            return True
+        return False
 
     def stopProcesses(self, gently):
         """Only while it is this request's turn; one that waits finds the file `cancel` when its turn comes."""
@@ -77,10 +92,11 @@ class WarmProcess:
         self.events = {}
         self._count = 0
         self._waiting = []  # numbers of the requests that have no answer yet, in their order
-        atexit.register(self.close)  # for scripts that never call it
+        self._stoppedFor = None  # the request that was to be stopped
         self.process = startChild(
             ["serve", str(self.folder), "--idle-minutes", str(IDLE_MINUTES)], self.log, stdin=subprocess.PIPE
         )
+        atexit.register(self.close)  # for scripts that never call it
 
     def exitStatus(self):
         return self.process.poll()
@@ -100,18 +116,31 @@ class WarmProcess:
         """The request that the process works on, or None."""
         return self._waiting[0] if self._waiting else None
 
+    def endedWithAnother(self, number):
+        """Whether a request was none of the reason why the process ended."""
+        return number != (self.turnOf() if self._stoppedFor is None else self._stoppedFor)
+
+    def hasEventsOf(self, number):
+        """Whether there is something to take, also in what the process said last."""
+        while not self.events[number] and self.read():
+            pass
+        return bool(self.events[number])
+
     def read(self):
-        """Sort what the process said by request."""
-        for event in self.tail.read():
+        """Sort what the process said by request; whether it said anything."""
+        found = self.tail.read()
+        for event in found:
             if event.get("id") in self.events:
                 self.events[event["id"]].append(event)
                 if event["event"] == "served":
                     self._waiting.remove(event["id"])
+        return bool(found)
 
     def tailOf(self, number):
         return _Waiting(self.events.setdefault(number, []))
 
     def stop(self, gently):
+        self._stoppedFor = self.turnOf()
         stopTree(self.process.pid, gently)
 
     def close(self):
