@@ -64,14 +64,15 @@ class Library:
     def close(self, stopRuns=False):
         """Slicer ends: the warm process ends with it, runs go on unless they are to be stopped too."""
         self._timer.stop()
-        for job in self.jobs:
-            if isinstance(job, OwnJob) and stopRuns:
+        jobs, self._jobs = self.jobs, []
+        ending = [job for job in jobs if stopRuns or not isinstance(job, OwnJob)]  # what goes on needs its folder
+        for job in ending:
+            if isinstance(job, OwnJob):
                 job.cancel()
                 job.stopProcesses(gently=True)
         self._endWarmProcess()
-        for job in self.jobs:
+        for job in ending:
             job.removeTemporary()
-        self._jobs = []
 
     def _watch(self, job):
         self._jobs.append(job)

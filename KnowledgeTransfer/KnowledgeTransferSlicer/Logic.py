@@ -234,10 +234,10 @@ def packagesFor(teachers):
 
 
 def removeStaleFolders():
-    """Temporary folders that a Slicer which crashed left behind: they hold scans."""
+    """Temporary folders that a Slicer which crashed, or jobs that went on without it, left behind: they hold scans."""
     for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
         with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime > STALE_S:
+            if time.time() - folder.stat().st_mtime > STALE_S and not RunDirectory(folder).held():
                 shutil.rmtree(folder)
 
 

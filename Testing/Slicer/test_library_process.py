@@ -262,6 +262,31 @@ def test_a_run_ends_with_slicer_when_the_user_wants_that(library, a_training):
     assert a_training.run.checkpoint.is_file()
 
 
+@POSIX
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_job_that_goes_on_when_slicer_ends_keeps_its_temporary_folder(library, tmp_path, monkeypatch, stops):
+    from KnowledgeTransferSlicer import Jobs, Logic
+
+    monkeypatch.setattr(Jobs, "startChild", lambda *_: subprocess.Popen(["sleep", "600"], start_new_session=True))
+    monkeypatch.setattr(Logic.tempfile, "gettempdir", lambda: str(tmp_path))
+    run = RunDirectory(tmp_path / f"{Logic.TEMPORARY}1").create()
+    job = library.start("annotate", run, [])
+    job.temporary = True
+    library.close(stopRuns=stops)
+    assert run.path.exists() is not stops
+    if not stops:
+        assert job.running and job.poll()
+        with run.locked():
+            os.utime(run.path, (0, 0))
+            Logic.removeStaleFolders()
+            assert run.path.exists(), "somebody works in it"
+        os.utime(run.path, (0, 0))
+        Logic.removeStaleFolders()
+        assert not run.path.exists()
+    os.killpg(job.process.pid, signal.SIGKILL)
+    job.process.wait()
+
+
 def test_two_starts_in_one_run_are_refused_by_the_library_too(library, a_training, wait_until):
     second = library.start("distil", RunDirectory(a_training.run.path), [a_training.run.path, *LONG])
     wait_until(lambda: not second.running, 30)
