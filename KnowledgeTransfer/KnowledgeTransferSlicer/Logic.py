@@ -14,6 +14,7 @@ from KnowledgeTransferLib.records.run_directory import RunDirectory
 from KnowledgeTransferLib.records.settings import NONE, read_settings
 
 from . import Corrections, Requirements, SceneIO
+from .Exporting import silently
 from .LibraryProcess import Library
 from .ParameterNode import KnowledgeTransferParameterNode
 from .SceneRuns import SCANS, SCENE, exported, namesOf, showAnnotation, showSegmentation, withScene
@@ -33,11 +34,12 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
     failed, `job.hints` what is good to know; `job.cancel()` stops it.
     """
 
-    def __init__(self, library=None, requirements=Requirements):
+    def __init__(self, library=None, requirements=Requirements, exporting=silently):
         ScriptedLoadableModuleLogic.__init__(self)
         self.moduleName = "KnowledgeTransfer"
         self.library = library or Library()
         self.requirements = requirements
+        self.exporting = exporting
 
     def getParameterNode(self):
         return KnowledgeTransferParameterNode(super().getParameterNode())
@@ -57,8 +59,8 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
             ValueError: a volume cannot be used, or no teacher was given. RuntimeError: the folder is in use.
         """
         volumes, weights = _checked(volumeNodes), _weights(teachers)
-        with self._working(runDirectory, packagesFor(weights)) as run, exported(volumes, run) as cases:
-            weights, hints = withScene(weights, run, cases)
+        with self._working(runDirectory, packagesFor(weights)) as run, exported(volumes, run, self.exporting) as cases:
+            weights, hints = withScene(weights, run, cases, self.exporting)
             arguments = [run.path, "--cohort", run.path / SCANS, *_teacherArguments(weights), *_options(settings)]
             job = self._start("annotate", run, arguments)
         job.names = namesOf(cases, run)
@@ -106,7 +108,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
     def segment(self, volumeNodes, bundle, **settings):
         """Segment loaded volumes with a student; each result becomes a node "<volume> segmentation"."""
         volumes, bundle = _checked(volumeNodes), _existing(bundle)
-        with self._working(None) as run, exported(volumes, run) as cases:
+        with self._working(None) as run, exported(volumes, run, self.exporting) as cases:
             arguments = [bundle, run.path / SCANS, run.path / "results", "--format", ".seg.nrrd", "--overwrite"]
             job = self._start("segment", run, [*arguments, "--run", run.path, *_options(settings)], warm=True)
         job.names = namesOf(cases, run)

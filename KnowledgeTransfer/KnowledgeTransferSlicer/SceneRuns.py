@@ -13,6 +13,7 @@ import numpy as np
 import slicer
 
 from . import Edits, SceneIO
+from .Exporting import silently
 
 SCENE = "scene:"  # in place of a teacher's path: the segmentation nodes of the scene
 PSEUDO = "pseudo-annotation"
@@ -25,18 +26,20 @@ REVIEWED = "KnowledgeTransfer.LoadedForReview"  # attribute of a volume node: it
 
 
 @contextlib.contextmanager
-def exported(volumes, run):
+def exported(volumes, run, exporting=silently):
     """Write the volumes into the run; gives case id -> volume. When the job then cannot start, they are removed."""
     cases, made, folder = {}, [], run.path / SCANS
     new = folder / ".partial-scan.nrrd"
     try:
-        for name, volume in zip(SceneIO.caseIds(volumes), volumes, strict=True):
-            SceneIO.exportVolume(volume, new)
-            case = _caseFor(new, name, folder)
-            scan = folder / f"{case}.nrrd"
-            made += [] if scan.exists() else [scan]
-            os.replace(new, scan)
-            cases[case] = volume
+        with exporting(len(volumes)) as tell:
+            for name, volume in zip(SceneIO.caseIds(volumes), volumes, strict=True):
+                tell(volume.GetName())
+                SceneIO.exportVolume(volume, new)
+                case = _caseFor(new, name, folder)
+                scan = folder / f"{case}.nrrd"
+                made += [] if scan.exists() else [scan]
+                os.replace(new, scan)
+                cases[case] = volume
         yield cases
     except BaseException:
         for scan in made:
@@ -60,16 +63,17 @@ def _caseFor(new, name, folder):
             return case
 
 
-def withScene(weights, run, cases):
+def withScene(weights, run, cases, exporting=silently):
     """Teachers with paths, and hints: the segmentations of the scene are written to a folder first."""
     if SCENE not in weights:
         return weights, []
     folder, hints = run.path / DRAWN, []
-    drawn = {case: segmentationOf(volume) for case, volume in cases.items()}
-    if not any(drawn.values()):
+    drawn = {case: node for case, volume in cases.items() if (node := segmentationOf(volume)) is not None}
+    if not drawn:
         raise ValueError("No segmentation in the scene belongs to the chosen volumes; remove it from the teachers")
-    for case, segmentation in drawn.items():
-        if segmentation is not None:
+    with exporting(len(drawn)) as tell:
+        for case, segmentation in drawn.items():
+            tell(segmentation.GetName())
             hints.append(SceneIO.exportSegmentation(segmentation, cases[case], folder / f"{case}.seg.nrrd"))
             hints.append(_hintOfSeveral(cases[case]))
     weights = {str(folder) if path == SCENE else path: weight for path, weight in weights.items()}

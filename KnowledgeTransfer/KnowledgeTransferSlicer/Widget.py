@@ -18,6 +18,7 @@ from . import Edits, Requirements
 from .AnnotateTab import AnnotateTab
 from .Controls import onPath, setTexts
 from .DistilTab import DistilTab
+from .Exporting import ExportStopped, inADialog
 from .Jobs import DONE, STOPPED
 from .Logic import KnowledgeTransferLogic, removeStaleFolders
 from .ParameterNode import DEVICES
@@ -52,7 +53,7 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.layout.addWidget(panel)
         self.ui = slicer.util.childWidgetVariables(panel)
         panel.setMRMLScene(slicer.mrmlScene)
-        self.logic = KnowledgeTransferLogic()
+        self.logic = KnowledgeTransferLogic(exporting=inADialog)
         self.status = Status(self.ui)
         self.annotateTab, self.distilTab, self.segmentTab = AnnotateTab(self), DistilTab(self), SegmentTab(self)
         self.tabs = [self.annotateTab, self.distilTab, self.segmentTab]
@@ -166,6 +167,8 @@ class KnowledgeTransferWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         """Show what is in the way of the user's wish in a dialog, instead of a traceback."""
         try:
             yield
+        except ExportStopped as stop:
+            self.status.say(str(stop))
         except (ValueError, OSError, RuntimeError) as error:
             text = inWordsOfThePanel(explain(error))
             self.status.say(text)
