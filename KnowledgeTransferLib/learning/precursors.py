@@ -20,7 +20,7 @@ from ..records.structure_names import matches
 from .features import Outputs, outputs_of
 from .losses import losses_of, need_teacher
 from .preprocessing import Preprocessing
-from .student import Student, load_student
+from .student import Student, as_it_learnt, load_student
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def live_teacher(settings: DistilSettings, labels: Labels, fabric: Fabric) -> Li
     folder = Path(settings.live_teacher)
     if bundle.sha256(folder / bundle.WEIGHTS) != settings.live_sha256:
         raise ValueError(f"{folder}: has been trained again since this training began; begin anew with --restart")
-    student = load_student(folder)
+    student = as_it_learnt(load_student(folder))
     network = fabric.to_device(student.network.requires_grad_(False).eval())
     return LiveTeacher(network, _channels(student, labels), fabric)
 

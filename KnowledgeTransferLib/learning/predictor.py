@@ -50,14 +50,22 @@ def whole_image_limit(values_per_voxel: float) -> int:
     return int(WHOLE_VALUES / values_per_voxel)
 
 
-def predict(network, image: torch.Tensor, dimensions: int, limit_voxels: int, mirror=()) -> torch.Tensor:
-    """Class probabilities `(classes, i, j, k)` float32 of a prepared image, on the CPU. Arguments as `class_maps`."""
+def predict(  # noqa: PLR0913 (those of class_maps)
+    network, image: torch.Tensor, dimensions: int, limit_voxels: int, mirror=(), lowered: float = 0.0
+) -> torch.Tensor:
+    """Class probabilities `(classes, i, j, k)` float32 of a prepared image, on the CPU.
+
+    Arguments as `class_maps`; `lowered`: what was taken from the network's logit of the background (decision.py).
+    """
     whole = None
     for start, stop, maps in class_maps(network, image, dimensions, limit_voxels, mirror):
         if whole is None:
             whole = torch.empty(len(maps), *image.shape[1:])
         inside = _cut((0, b - a) for a, b in zip(start, stop, strict=True))
-        whole[_cut(zip(start, stop, strict=True))] = maps[inside].softmax(0)
+        logits = maps[inside]
+        if lowered:
+            logits = torch.cat([logits[:1] + lowered, logits[1:]])
+        whole[_cut(zip(start, stop, strict=True))] = logits.softmax(0)
     return whole
 
 

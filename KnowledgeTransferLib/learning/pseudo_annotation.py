@@ -31,7 +31,7 @@ def pseudo_annotation(opinion: Opinion, volume: Volume, labels: Labels, settings
         uncertainty, measure = opinion.disagreement, {"uncertainty": "disagreement"}
         if uncertainty is None:  # not asked for, or too few teachers judged this case
             uncertainty, measure = uncertainty_of(opinion.probabilities), {"uncertainty": "entropy"}
-    channels, probabilities = _cleaned(opinion.probabilities, settings)
+    channels, probabilities = _cleaned(opinion, settings)
     decision = np.array(labels.values, np.uint8)[channels]
     figures = {
         "confidence": round(confidence_of(probabilities, channels), 4),
@@ -43,15 +43,16 @@ def pseudo_annotation(opinion: Opinion, volume: Volume, labels: Labels, settings
         },
     }
     figures |= measure
+    figures |= {"background_lowered_by": round(opinion.lowered, 4)} if opinion.lowered else {}
     figures |= {"unknown": list(opinion.unknown)} if opinion.unknown else {}
     figures |= {"failed": opinion.failed} if opinion.failed else {}
     steps = steps_of(probabilities) if settings.probabilities else None
     return PseudoAnnotation(decision, steps, uncertainty, figures)
 
 
-def _cleaned(probabilities: np.ndarray, settings: AnnotateSettings) -> tuple[np.ndarray, np.ndarray]:
+def _cleaned(opinion: Opinion, settings: AnnotateSettings) -> tuple[np.ndarray, np.ndarray]:
     """Decided channels `(I, J, K)` and probabilities `(C, I, J, K)`; where the clean-up decides, they are 0 and 1."""
-    decided = probabilities.argmax(0).astype(np.uint8)
+    decided, probabilities = opinion.decided(), opinion.probabilities
     clean = largest_components(decided.copy()) if settings.largest_component else decided
     clean = without_holes(clean) if settings.fill_holes else clean
     changed = clean != decided

@@ -21,7 +21,7 @@ from .backends import Runner, open_backend
 from .components import largest_components
 from .memory import check_probabilities_fit, fitting_voxels
 from .model_card import model_card, monai_inference, monai_metadata
-from .networks import build_network, most_alive, parameters_of
+from .networks import build_network, lower_background, most_alive, parameters_of
 from .predictor import class_maps, predict, whole_image_limit
 from .preprocessing import Grid, Preprocessing, probabilities_in_volume, way_back
 from .region import region_of_structures
@@ -66,7 +66,8 @@ class Prepared:
 class Student:
     """A network that segments; satisfies Teacher, so that a student can teach the next one.
 
-    `card` is what the model card tells: what taught it and how well (plain data, nothing of any patient).
+    `card` is what the model card tells: what taught it and how well (plain data, nothing of any patient). `lowered` is
+    what was taken from the logit of the background, so that it draws with the best Dice (decision.py).
     """
 
     network: nn.Module
@@ -79,6 +80,7 @@ class Student:
     folder: Path | None = None  # the bundle it was read from
     how: How = How()
     footprint: float | None = None  # its values_per_voxel where the bundle tells it
+    lowered: float = 0.0
 
     @property
     def parameters(self) -> int:
@@ -147,10 +149,13 @@ class Student:
         return bytes_of_pass <= BESIDE_BYTES and self.runner.beside is not None
 
     def predict(self, volume: Volume, prepared: Prepared | None = None) -> np.ndarray:
-        """Class probabilities `(C, I, J, K)` float32 in the geometry of the volume, background first."""
+        """Class probabilities `(C, I, J, K)` float32 in the geometry of the volume, background first.
+
+        They are what it learnt; `segment` draws a structure where `lowered` makes it the most probable class.
+        """
         prepared = prepared or self.prepare(volume)
         check_probabilities_fit(volume, self.labels.channels, self.how.most_bytes)
-        return probabilities_in_volume(predict(*self._call(prepared)), prepared.grid)
+        return probabilities_in_volume(predict(*self._call(prepared), self.lowered), prepared.grid)
 
     def segment(self, volume: Volume) -> np.ndarray:
         """Label map `(I, J, K)` uint8 in the geometry of the volume."""
@@ -197,6 +202,7 @@ def save_student(student: Student, folder: Path) -> None:
             "preprocessing": student.preprocessing.to_json(),
             "parameters": student.parameters,
             "values_per_voxel": student.values_per_voxel,
+            "background_lowered_by": student.lowered,
             "card": student.card,
         }
         write_json(temporary / bundle.METADATA, {**monai_metadata(student), bundle.OURS: ours})
@@ -222,11 +228,19 @@ def load_student(folder: Path, device: str = "cpu") -> Student:
         preprocessing = Preprocessing.from_json(ours["preprocessing"])
         network = build_network(design, preprocessing.dimensions, preprocessing.channels, labels.channels)
         network.load_state_dict(safetensors.torch.load_file(folder / bundle.WEIGHTS))
-        footprint = float(ours.get("values_per_voxel", 0))
+        footprint, lowered = (float(ours.get(name, 0)) for name in ("values_per_voxel", "background_lowered_by"))
     except (KeyError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError) as error:
         raise ValueError(f"{folder}: the bundle's metadata and weights do not fit together ({error})") from error
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     student = Student(network.eval(), design, labels, preprocessing, ours.get("card", {}), device, name, folder)
     student.footprint = footprint if footprint > 0 else None
+    student.lowered = lowered
+    return student
+
+
+def as_it_learnt(student: Student) -> Student:
+    """The student, without what was done to its decision: for trainings that start from it or run beside it."""
+    lower_background(student.network, -student.lowered)
+    student.lowered = 0.0
     return student

@@ -130,6 +130,10 @@ class DistilSettings:
         ("encoder", "bottleneck", "decoder"), "feature taps that are compared: kinds, taps (encoder2) or pairs "
         "(encoder1:encoder3, the student's first); bottleneck=2 counts twice",
     )  # fmt: skip
+    decision: str = _option(
+        "expected-dice", "when the student draws a structure: where that gives the best Dice with what it learnt, "
+        "or where the structure is the most probable class", ("expected-dice", "most-probable"),
+    )  # fmt: skip
     response_temperature: float = _option(4.0, "temperature of the loss response", limits=(1e-3, 1e3))
     contrastive_temperature: float = _option(0.4, "temperature of the contrastive losses", limits=(1e-3, 1e3))
     seed: int = _option(0, "seed of everything random", limits=SEEDS)

@@ -12,13 +12,14 @@ from pathlib import Path
 from ..learning.ahead import ahead
 from ..learning.batches import PreparedCases
 from ..learning.configuration import Surroundings, configure, fingerprint, usual_precision
+from ..learning.decision import settle_decision
 from ..learning.losses import losses_of
 from ..learning.precursors import kept_preprocessing, labels_of_start, live_teacher, runs_beside, with_precursors
 from ..learning.predictor import pick_device
 from ..learning.preprocessing import Preprocessing
 from ..learning.resources import emulates_bf16
-from ..learning.student import Student, load_student, new_network, save_student
-from ..learning.training import length_for, new_fabric, new_training, train
+from ..learning.student import Student, as_it_learnt, load_student, new_network, save_student
+from ..learning.training import Training, held_out_dice, length_for, new_fabric, new_training, train
 from ..learning.training_cases import (
     FEWEST_CASES,
     TrainingCase,
@@ -57,7 +58,8 @@ def distil(
             back what settings.json says of `epochs`, `minutes` or `start_from`.
 
     Returns:
-        `student` (the bundle's folder), `validation_dice`, `epoch` of that student, and `problems`.
+        `student` (the bundle's folder), `validation_dice`, `epoch` of that student, `background_lowered_by` (what
+        `settle_decision` took from its logit), and `problems`.
 
     Raises:
         ValueError, OSError: nothing can be learnt, or the run was begun with other settings.
@@ -289,13 +291,7 @@ def _learn(run: RunDirectory, fabric, progress: Progress) -> dict:
     teacher = live_teacher(settings, labels, fabric)
     training = new_training(fabric, student.network, cases, settings, student.limit_voxels, teacher)
     if settings.epochs is None:
-        epochs, every = fabric.broadcast(length_for(settings.minutes, training))
-        every = every if "validate_every_epochs" in settings.reasons else settings.validate_every_epochs
-        reasons = {**settings.reasons, "epochs": f"what fits into {settings.minutes:g} minutes on this computer"}
-        settings = dataclasses.replace(settings, epochs=epochs, validate_every_epochs=every, reasons=reasons)
-        training.settings = training.sampler.settings = settings
-        if fabric.is_global_zero:
-            write_settings(run, "distil", settings)
+        settings = _with_length(training, run)
     train(training, run, progress)
     state = training.state
     if not state.best_epoch:
@@ -304,11 +300,15 @@ def _learn(run: RunDirectory, fabric, progress: Progress) -> dict:
             "keeps the weights that it started from. More annotated patients, or a lower --learning-rate, may help"
         )
     student.network.load_state_dict(state.best_network)
+    if settings.decision == "expected-dice":
+        student.lowered = settle_decision(training, progress)
+    if student.lowered:
+        state.best_dice = fabric.broadcast(held_out_dice(training))
     student.card = _card(index["taught_by"], settings, state, cases)
     summary = {
         "student": str(run.student), "validation_dice": state.best_dice, "epoch": state.best_epoch,
-        "duration_s": round(state.seconds, 1), "problems": index["problems"], "left_out": index.get("left_out", []),
-        "history": state.history,
+        "background_lowered_by": student.lowered, "duration_s": round(state.seconds, 1),
+        "problems": index["problems"], "left_out": index.get("left_out", []), "history": state.history,
     }  # fmt: skip
     if fabric.is_global_zero:
         save_student(student, run.student)
@@ -317,11 +317,24 @@ def _learn(run: RunDirectory, fabric, progress: Progress) -> dict:
     return summary
 
 
+def _with_length(training: Training, run: RunDirectory) -> DistilSettings:
+    """Settle, once and for all processes, how many epochs fit into the time budget."""
+    settings, fabric = training.settings, training.fabric
+    epochs, every = fabric.broadcast(length_for(settings.minutes, training))
+    every = every if "validate_every_epochs" in settings.reasons else settings.validate_every_epochs
+    reasons = {**settings.reasons, "epochs": f"what fits into {settings.minutes:g} minutes on this computer"}
+    settings = dataclasses.replace(settings, epochs=epochs, validate_every_epochs=every, reasons=reasons)
+    training.settings = training.sampler.settings = settings
+    if fabric.is_global_zero:
+        write_settings(run, "distil", settings)
+    return settings
+
+
 def _untrained(run: RunDirectory, settings: DistilSettings, preprocessing: Preprocessing, labels: Labels) -> Student:
     design = design_named(settings.student)
     network = new_network(design, preprocessing, labels, settings.seed)
     if settings.start_from and not run.checkpoint.is_file():
-        network.load_state_dict(load_student(Path(settings.start_from)).network.state_dict())
+        network.load_state_dict(as_it_learnt(load_student(Path(settings.start_from))).network.state_dict())
     return Student(network, design, labels, preprocessing)
 
 

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from KnowledgeTransferLib.learning import training
 from KnowledgeTransferLib.learning.phantom import LABELS, write_phantom
-from KnowledgeTransferLib.learning.student import load_student
+from KnowledgeTransferLib.learning.student import as_it_learnt, load_student, save_student
 from KnowledgeTransferLib.learning.volume import write_probabilities
 from KnowledgeTransferLib.records.bundle import METADATA, OURS, WEIGHTS, sha256
 from KnowledgeTransferLib.records.cohort import Cohort, read_cohort
@@ -107,7 +107,7 @@ def test_without_probabilities_soft_labels_are_the_decisions(an_annotated_run, t
 
 @pytest.mark.slow
 def test_a_student_learns(run, a_phantom_cohort):
-    summary = distil(run, a_phantom_cohort, annotations="expert", epochs=100)
+    summary = distil(run, a_phantom_cohort, annotations="expert", epochs=100, decision="most-probable")
     losses = [row["loss"] for row in summary["history"]]
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     assert summary["validation_dice"] > 0.4
@@ -146,10 +146,19 @@ def test_fine_tuning_changes_the_weights(an_annotated_run, a_teacher):
     assert sha256(RunDirectory(an_annotated_run).student / WEIGHTS) != sha256(a_teacher / WEIGHTS)
 
 
-def test_fine_tuning_that_makes_a_student_worse_leaves_it_as_it_was(an_annotated_run, a_teacher):
+@pytest.fixture
+def a_plain_teacher(a_teacher, tmp_path) -> Path:
+    """The teacher, drawing what is most probable."""
+    student = as_it_learnt(load_student(a_teacher))
+    save_student(student, tmp_path / "plain")
+    return tmp_path / "plain"
+
+
+def test_fine_tuning_that_makes_a_student_worse_leaves_it_as_it_was(an_annotated_run, a_plain_teacher):
     events = []
-    summary = distil(an_annotated_run, start_from=str(a_teacher), epochs=1, learning_rate=3.0, listener=events.append)
-    start, end = weights_of(a_teacher), weights_of(RunDirectory(an_annotated_run).student)
+    worse = {"epochs": 1, "learning_rate": 3.0, "decision": "most-probable", "listener": events.append}
+    summary = distil(an_annotated_run, start_from=str(a_plain_teacher), **worse)
+    start, end = weights_of(a_plain_teacher), weights_of(RunDirectory(an_annotated_run).student)
     assert summary["epoch"] == 0 and summary["validation_dice"] > 0
     assert all(np.array_equal(start[name], end[name]) for name in start)
     texts = [event.get("text", "") for event in events]
@@ -374,7 +383,7 @@ def test_the_best_of_the_late_students_is_kept(an_annotated_run, tmp_path, monke
         return value
 
     monkeypatch.setattr(training, "held_out_dice", dice)
-    summary = distil(shorter, epochs=4)
+    summary = distil(shorter, epochs=4, decision="most-probable")
     assert (summary["epoch"], summary["validation_dice"]) == (3, 0.9), "an early one was kept, or the last"
     saved = weights_of(shorter.student)
     assert all(np.array_equal(saved[name], kept[0][name]) for name in saved)

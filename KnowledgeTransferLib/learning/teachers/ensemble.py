@@ -22,13 +22,23 @@ class Opinion:
     """What teachers say of a case together: class probabilities `(C, I, J, K)` float32, background first.
 
     `unknown`: structures that nobody judged, whose probability is 0. `failed`: teachers that could not judge the case,
-    and why. `disagreement (I, J, K)` from 0 to 1, where it was asked for and two judged the same structure.
+    and why. `disagreement (I, J, K)` from 0 to 1, where it was asked for and two judged the same structure. `lowered`:
+    by how much the background's logit is lower when they decide (decision.py); of several, their weighted mean.
     """
 
     probabilities: np.ndarray
     unknown: tuple[str, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
     disagreement: np.ndarray | None = None
+    lowered: float = 0.0
+
+    def decided(self) -> np.ndarray:
+        """The channel `(I, J, K)` uint8 that each voxel is given."""
+        if not self.lowered:
+            return self.probabilities.argmax(0).astype(np.uint8)
+        likeliest = 1 + self.probabilities[1:].argmax(0).astype(np.uint8)
+        drawn = self.probabilities[1:].max(0) > np.float32(math.exp(-self.lowered)) * self.probabilities[0]
+        return np.where(drawn, likeliest, np.uint8(0))
 
 
 class Ensemble:
@@ -99,8 +109,8 @@ class Ensemble:
             ValueError, OSError, RuntimeError, MemoryError: the last teacher's reason, where none can.
         """
         if len(self.teachers) == 1 and self.labels == self.teachers[0].labels:  # the usual case needs no second array
-            return Opinion(self._predict(0, volume, prepared))
-        tally, failed = None, {}
+            return Opinion(self._predict(0, volume, prepared), lowered=_lowered(self.teachers[0]))
+        tally, failed, shifts, shares = None, {}, [], []
         for number in range(len(self.teachers)):
             try:
                 probabilities = self._predict(number, volume, prepared)
@@ -111,9 +121,12 @@ class Ensemble:
                 continue
             tally = tally or Tally(self.labels.channels, volume.shape, self.combine != "mean", disagreement)
             tally.add(probabilities, self._channels(number), self.weights[number])
+            shifts.append(_lowered(self.teachers[number]))
+            shares.append(self.weights[number].sum())
         unknown = tuple(n for n, w in zip(self.labels.names, tally.weights[1:], strict=True) if not w)
         contradiction = tally.disagreement() if disagreement else None
-        return Opinion(combined(tally, self.combine), unknown, failed, contradiction)
+        lowered = float(np.average(shifts, weights=shares)) if self.combine == "mean" else 0.0
+        return Opinion(combined(tally, self.combine), unknown, failed, contradiction, lowered)
 
     def _predict(self, number: int, volume: Volume, prepared: list | None) -> np.ndarray:
         seen = prepared[number] if prepared else None
@@ -172,3 +185,8 @@ class Ensemble:
         """A teacher's name; with its number where another has the same."""
         names = [teacher.name for teacher in self.teachers]
         return names[number] if names.count(names[number]) == 1 else f"{names[number]} ({number + 1})"
+
+
+def _lowered(teacher: Teacher) -> float:
+    """What a student lowers its background by when it decides; other teachers draw what is most probable."""
+    return teacher.lowered if isinstance(teacher, Student) else 0.0
