@@ -32,6 +32,7 @@ GROUPS = {  # of the settings of distil; others stand beside --help
     "what to learn from": (
         "annotations", "labelled_share", "soft", "expert_weight", "voxel_weights", "least_certainty",
         "least_confidence", "least_foreground_voxels", "validation_share", "foreground_share",
+        "decision",
     ),
     "losses": ("tasks", "live_teacher", "scales", "response_temperature", "contrastive_temperature"),
     "length": ("epochs", "minutes", "validate_every_epochs", "patience_epochs"),

@@ -79,6 +79,7 @@ Segments {", ".join(student.labels.names)}. Made with KnowledgeTransfer {__versi
 ## How well
 {figures or "Not measured."}
 
+A structure is drawn from {student.drawn_from:.2f} on of its probability and the background's together.
 The figures above compare it with what it was taught on held-out patients, not with the truth. Measure it on expert
 annotations of your own (`knowledge-transfer evaluate`) before you rely on it.
 

@@ -87,6 +87,11 @@ class Student:
         return parameters_of(self.network)
 
     @property
+    def drawn_from(self) -> float:
+        """The probability from which a structure is drawn, out of its own and the background's together."""
+        return 1 / (1 + math.exp(self.lowered))
+
+    @property
     def limit_voxels(self) -> int:
         """Larger prepared images go through in windows where the network has a norm over the image."""
         return whole_image_limit(self.values_per_voxel)

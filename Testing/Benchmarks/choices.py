@@ -20,6 +20,7 @@ CELLS = {
     "voxels count by their certainty": {"voxel_weights": "certainty"},
     "voxels below a certainty of 0.7 left out": {"least_certainty": 0.7},
     "hard labels, voxels below 0.7 left out": {"soft": False, "least_certainty": 0.7},
+    "the most probable class is drawn": {"decision": "most-probable"},
     "defaults with response": {"losses": {"response": 0.2}},
 }
 # Data set -> whose teacher annotates it: teachers of the same hospital, and one of another.

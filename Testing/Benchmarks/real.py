@@ -19,6 +19,7 @@ from pathlib import Path
 import choices
 import confidence
 import contrastive
+import decision
 import lessons
 import numpy as np
 import partial_teachers
@@ -46,7 +47,8 @@ HEADING = (
     "and this teacher; where the interval of the difference holds 0, other seeds may say otherwise. Dice: of the cases in "
     "which the expert drew the structure. Sections *by the old rule* counted normal images of busi and bus_uclm too (1 for "
     "drawing nothing) wherever another method of the same comparison drew something there, so that their figures cannot "
-    "be set beside others. "
+    "be set beside others. In sections that do not name *best Dice* students drew the most probable class, as "
+    "`--decision most-probable` still does; their commands would draw otherwise now. "
     "Training times include whatever else the machine did."
 )
 
@@ -118,6 +120,7 @@ PARTS = {
     "hippocampus": hippocampus,
     "ultrasound": ultrasound,
     **{name: partial(transfer, name) for name in TRANSFERS},
+    **decision.PARTS,
     **confidence.PARTS,
     **lessons.PARTS,
     **choices.PARTS,
