@@ -21,14 +21,16 @@ def opened_of(run, case):
 
 
 def edited(volume, segmentation):
-    """Draw the first segment anew; returns its value and how many voxels it has now."""
+    """Draw the first segment anew, beside the others; returns its value and how many voxels it has now."""
     import slicer
 
     source = segmentation.GetSegmentation()
     value, segment_id = source.GetNthSegment(0).GetLabelValue(), source.GetNthSegmentID(0)
+    others = [source.GetNthSegmentID(number) for number in range(1, source.GetNumberOfSegments())]
+    there = [slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, other, volume) > 0 for other in others]
     mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segment_id, volume)
     mask[:] = 0
-    mask[:3] = 1
+    mask[:3] = ~np.any([other[:3] for other in there], axis=0) if there else 1  # two that overlap are no plain edit
     slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, segment_id, volume)
     return value, mask.sum()
 
