@@ -23,7 +23,7 @@ from .openvino_graph import Compiled, converted_model, features_of, has_bf16, im
 from .precision_cost import in_words
 from .predictor import Halves
 from .quantisation import Ranges
-from .resources import emulates_bf16
+from .resources import bf16_is_wrong, emulates_bf16
 
 if TYPE_CHECKING:
     from .student import Student
@@ -67,7 +67,9 @@ class Torch:
         self.about = f"torch {torch.__version__} on {student.device}, {precision}{slow}"
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        half = torch.autocast(self.device, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
+        half = contextlib.nullcontext()
+        if self.precision == "bf16" and not bf16_is_wrong(self.device, batch.shape, self.network.total_stride):
+            half = torch.autocast(self.device, torch.bfloat16)
         with torch.inference_mode(), half:
             return self.network(batch.to(self.device)).float().cpu()
 

@@ -7,6 +7,7 @@ import ctypes
 import statistics
 import sys
 import threading
+from collections.abc import Sequence
 
 import psutil
 import torch
@@ -40,6 +41,16 @@ def give_back_freed_memory() -> None:
 def emulates_bf16(device: str) -> bool:
     """Whether bfloat16 is only imitated: by a processor without AVX-512, where a step took 13 to 15 times as long."""
     return device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+def bf16_is_wrong(device: str, size: Sequence[int], total_stride: int) -> bool:
+    """Whether a network's bfloat16 convolutions would read memory that nobody wrote.
+
+    On CPUs with AVX-512 those of stride 2 do, where they leave one voxel along the last axis (torch 2.13, oneDNN): the
+    features are then others each time, and at times no numbers. `size` is that of the image `(..., last axis)`; patches
+    of a training are never so thin.
+    """
+    return device == "cpu" and size[-1] < 2 * total_stride
 
 
 class PeakMemory:

@@ -321,3 +321,13 @@ def test_with_one_core_or_torch_nothing_goes_side_by_side(two_cores, monkeypatch
     assert open_backend(a_student(), "torch").beside is None
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     assert open_backend(a_student(), "openvino").beside is None
+
+
+def test_bf16_of_a_thin_image_is_no_chance():
+    """Where one voxel is left along the last axis, torch's bfloat16 would read memory that nobody wrote."""
+    student = a_student("large", 2)
+    stride = student.network.total_stride
+    thin, wide = torch.randn(1, 1, 4 * stride, stride), torch.randn(1, 1, 4 * stride, 2 * stride)
+    in_bf16, in_f32 = (open_backend(student, "torch", precision) for precision in ("bf16", "f32"))
+    assert torch.equal(in_bf16(thin), in_f32(thin))
+    assert in_bf16(wide).isfinite().all()
