@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .training import Training
 
 MOST_CASES = 100  # that are looked at
-SHIFTS = np.linspace(-3, 3, 121)  # of the background's logit, downwards
+SHIFTS = np.linspace(-2, 2, 81)  # of the background's logit, downwards: a structure is drawn from 0.12 to 0.88 on
 GAIN = 0.001  # of the expected Dice that is worth no further shift
 LEAST_PROBABILITY = 1e-7
 

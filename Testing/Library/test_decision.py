@@ -113,7 +113,7 @@ def test_the_overlaps_are_those_of_a_slow_loop():
     case = a_case(0, logits, target, weights=random.integers(0, 256, (1, 6, 5, 1)).astype(np.uint8), unknown=(2,))
     training = a_training([case, case], structures=3)
     both, drawn, taught = _overlaps(training, case)
-    for place in (0, 30, 60, 77, 120):
+    for place in (0, 20, 40, 57, 80):
         slow = np.zeros((3, 3))
         for i in range(6):
             for j in range(5):
