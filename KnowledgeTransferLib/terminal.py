@@ -13,6 +13,7 @@ VERBS = {
     "train": "training",
     "fingerprint": "looking at cases",
     "prepare": "preparing",
+    "decide": "when to draw",
     "phantom": "writing cases",
 }
 

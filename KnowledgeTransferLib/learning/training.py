@@ -22,6 +22,7 @@ from ..records.settings import DistilSettings
 from .augmentation import augment
 from .batches import Batch, PreparedCase, Sampler, to_probabilities
 from .configuration import LOOKS
+from .decision import MOST_IN_BUDGET
 from .features import Target, outputs_of, shapes_of
 from .losses import WeightedLosses, losses_of
 from .precursors import LiveTeacher
@@ -305,8 +306,7 @@ def restore(training: Training, run: RunDirectory) -> None:
 def length_for(minutes: float, training: Training) -> tuple[int, int]:
     """What fits into a time budget: epochs, and epochs between two looks at the held-out patients.
 
-    A few steps and one look at a case are timed and undone; a twentieth of the budget is left for the rest, and looking
-    takes at most a third.
+    Some steps and a look are timed and undone. Left are a twentieth, and time for decision.py; looks take a third at most.
     """
     parts = (training.network.module, training.optimizer, training.loss)
     before = copy.deepcopy([part.state_dict() for part in parts])
@@ -315,7 +315,7 @@ def length_for(minutes: float, training: Training) -> tuple[int, int]:
     case_s = _seconds(lambda: held_out_dice(dataclasses.replace(training, held_out=training.held_out[:1])))
     for part, content in zip(parts, before, strict=True):
         part.load_state_dict(content)
-    budget_s, look_s = minutes * 60 * 0.95, case_s * len(training.held_out)
+    budget_s, look_s = minutes * 60 * 0.95 - case_s * MOST_IN_BUDGET, case_s * len(training.held_out)
     looks = int(np.clip(budget_s / 3 / look_s, 1, LOOKS))
     epochs = max(1, int((budget_s - looks * look_s) / (step_s * training.sampler.steps_per_epoch)))
     return epochs, -(-epochs // looks)
