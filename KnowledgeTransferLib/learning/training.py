@@ -306,7 +306,7 @@ def restore(training: Training, run: RunDirectory) -> None:
 def length_for(minutes: float, training: Training) -> tuple[int, int]:
     """What fits into a time budget: epochs, and epochs between two looks at the held-out patients.
 
-    Some steps and a look are timed and undone. A twentieth is left, and time for decision.py; looks take at most a third.
+    A few steps and a look are timed and undone. Left are a twentieth and what decision.py takes; looks take up a third.
     """
     parts = (training.network.module, training.optimizer, training.loss)
     before = copy.deepcopy([part.state_dict() for part in parts])
