@@ -90,12 +90,12 @@ def test_a_training_that_was_killed_at_any_event_ends_with_the_same_weights(run,
     assert [row["epoch"] for row in summary["history"]] == list(range(1, EPOCHS + 1))
 
 
-@pytest.mark.parametrize("epoch", [1, 5, EPOCHS])
-def test_the_history_of_a_resumed_training_is_that_of_an_uninterrupted_one(an_annotated_run, tmp_path, epoch):
+@pytest.mark.parametrize("moment", [1, 5, EPOCHS, "decide"])
+def test_the_history_of_a_resumed_training_is_that_of_an_uninterrupted_one(an_annotated_run, tmp_path, moment):
     whole = distil(shutil.copytree(an_annotated_run, tmp_path / "whole"), **ASKED)
 
     def kill(event) -> None:
-        if event["event"] == "metrics" and event["epoch"] == epoch:
+        if moment in (event.get("epoch"), event.get("name")):
             raise Killed
 
     with pytest.raises(Killed):
@@ -114,8 +114,8 @@ def test_a_resumed_training_does_not_begin_anew(run):
         distil(run, **ASKED, listener=kill)
     events = []
     distil(run, **ASKED, listener=events.append)
-    (stage,) = [event for event in events if event["event"] == "stage"]  # neither look nor prepare
-    assert (stage["name"], stage["total"]) == ("train", 2 * EPOCHS)
+    stage, last = (event for event in events if event["event"] == "stage")  # neither look nor prepare
+    assert (stage["name"], stage["total"], last["name"]) == ("train", 2 * EPOCHS, "decide")
     assert stage["done"] >= 2 * (EPOCHS - 2)
 
 
