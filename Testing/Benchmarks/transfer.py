@@ -165,7 +165,8 @@ NOTES = {
     "several": "Student `small` (0.25 million parameters) learnt for 2500 steps from teachers that count alike. The others, "
     "of the teachers' own size, learnt for 1000 steps from teachers that were asked about mirror images too (pictures), "
     "where the one of another site counts a quarter; that was chosen on `teacher` and `transferal`, but after the figures "
-    "of `small` on `test` had been seen. Before that a student `segresnet` of 400 steps had been measured on `test` and "
+    "of `small` on `test` had been seen. *Draws*: the most probable class, or where the *best Dice* is to be expected "
+    "(docs/distilling.md), teachers too. Before that a student `segresnet` of 400 steps had been measured on `test` and "
     "was withdrawn as undertrained: 95 % of the best teacher on the heart (three seeds), 97 % on the hippocampus (two). "
     "Students learn with more augmentation and for more steps than their teachers did (266 to 429). The best teacher is "
     "the best on `test`.\n\n",
