@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..records.progress import Progress
-from .batches import PreparedCase, to_probabilities
+from .batches import PreparedCase
 from .networks import lower_background
 from .predictor import predict
 
@@ -58,15 +58,15 @@ def _overlaps(training: Training, case: PreparedCase) -> np.ndarray:
     drawn, and those taught; taught probabilities count as such."""
     network, classes = training.network.module.eval(), training.sampler.classes
     image = torch.from_numpy(np.asarray(case.image, np.float32))
-    found = predict(network, image, network.dimensions, training.limit_voxels).clamp_min(LEAST_PROBABILITY)
-    taught = to_probabilities(torch.from_numpy(np.array(case.target))[None], classes)[0].flatten(1).double().numpy()
-    counts = np.ones(taught.shape[1]) if case.weights is None else np.asarray(case.weights).ravel() / 255
+    found = predict(network, image, network.dimensions, training.limit_voxels).clamp_min_(LEAST_PROBABILITY)
+    counts = np.ones(image[0].numel()) if case.weights is None else np.asarray(case.weights).ravel() / 255
     best = found[1:].max(0)
     # The first shift at which the likeliest structure of a voxel is drawn.
     first = np.searchsorted(SHIFTS, (found[0].log() - best.values.log()).flatten().numpy(), side="right")
     likeliest, sums = best.indices.flatten().numpy(), np.zeros((3, classes - 1, len(SHIFTS)))
     for channel in sorted({*range(1, classes)} - {*case.unknown}):
-        mine, there = likeliest == channel - 1, taught[channel] * counts
+        taught = case.target[channel] / 255 if len(case.target) > 1 else case.target[0] == channel
+        mine, there = likeliest == channel - 1, taught.ravel() * counts
         for row, weights in enumerate((2 * there, counts)):
             bins = np.bincount(first[mine], weights[mine], len(SHIFTS) + 1)
             sums[row, channel - 1] = bins.cumsum()[:-1]
