@@ -10,7 +10,7 @@ from pathlib import Path
 from contrastive import must
 from runs import DATA, RUNS, Run
 from site_teachers import SETS_OF_SITES, site_teachers
-from transfer import dice_of_patients, interval, signed
+from transfer import dice_of_patients, false_alarms, interval, signed
 
 from KnowledgeTransferLib.learning.seeds import against, by_seed, mean_of_seeds
 from KnowledgeTransferLib.learning.student import as_it_learnt, load_student, save_student
@@ -50,7 +50,7 @@ def _row(data: str, students: list[Run]) -> list[str]:
     return [
         data, str(len(students)), ", ".join(f"{load_student(Path(run.student)).drawn_from:.2f}" for run in students),
         *map(interval, means), interval(compared["difference"], sign="+"), signed(compared["seeds"]),
-        f"{compared['p']:.2g}", _both(_hd95, evaluations), _both(_false_alarms, evaluations),
+        f"{compared['p']:.2g}", _both(_hd95, evaluations), _both(false_alarms, evaluations),
     ]  # fmt: skip
 
 
@@ -68,18 +68,12 @@ def _evaluation(data: str, run: Run) -> dict:
 
 
 def _both(figure, evaluations: list[dict]) -> str:
-    return ", ".join(figure(evaluations, method) for method in METHODS)
+    return ", ".join(filter(None, (figure(evaluations, method) for method in METHODS)))
 
 
 def _hd95(evaluations: list[dict], method: str) -> str:
     means = [found["summary"][method]["all"]["hd95_mm"]["mean"] for found in evaluations]
     return f"{sum(means) / len(means):.1f}"
-
-
-def _false_alarms(evaluations: list[dict], method: str) -> str:
-    rows = [row for found in evaluations for row in found["cases"] if row["method"] == method]
-    lacking = [row for row in rows if not row["expert_volume_ml"]]
-    return f"{sum(row['dice'] is not None for row in lacking)} of {len(lacking)}"
 
 
 PARTS = {"decision": decision}

@@ -32,7 +32,8 @@ NOTE = (
     "the patients of one site alone, for as many steps as a teacher of all of them. The student saw none of these "
     "patients, only what the three say of `transferal`, together; it learnt for 1000 steps, with more augmentation than "
     "the teachers. All draw where the *best Dice* is to be expected (docs/distilling.md); that was developed on busi's "
-    "splits `transferal` and `teacher`, after busi's figures on `test` in the other sections had been seen. *Together*: what the three say of `test`, averaged. The best teacher is the best on `test`.\n\n"
+    "splits `transferal` and `teacher`, after busi's figures on `test` in the other sections had been seen. *Together*: "
+    "what the three say of `test`, averaged. The best teacher is the best on `test`.\n\n"
 )
 
 

@@ -300,21 +300,20 @@ def comparison(evaluations: list[dict]) -> dict:
     means = [mean_of_seeds(values[: len(best)]), mean_of_seeds(values[len(best) :])]
     texts = [*map(interval, means), f"{means[1]['mean'] / means[0]['mean']:.1%}"]
     beside = [interval(mean_of_seeds(by_seed(dice[name])[1])) if name in dice else "" for name in BESIDE]
-    alarms = [_false_alarms(evaluations, method) for method in (name, "student")]
+    alarms = {who: false_alarms(evaluations, method) for who, method in (("teacher", name), ("student", "student"))}
     minutes = round(sum(evaluation["seconds"] for evaluation in evaluations) / 60, 1)
     return {
         "seeds": len(evaluations), "epochs": ", ".join(f"{e['epoch']} of {e['epochs']}" for e in evaluations),
         "text": [*texts, interval(compared["difference"], sign="+"), signed(compared["seeds"])],
-        "p": compared["p"], "more": [*beside, "; ".join(filter(None, alarms)), minutes],
+        "p": compared["p"], "more": [*beside, "; ".join(f"{who} {found}" for who, found in alarms.items() if found), minutes],
     }  # fmt: skip
 
 
-def _false_alarms(evaluations: list[dict], method: str) -> str:
+def false_alarms(evaluations: list[dict], method: str) -> str:
     """In how many of the cases (and seeds) that lack the structure a method drew it; "" where none lacks it."""
     rows = [row for evaluation in evaluations for row in evaluation["cases"] if row["method"] == method]
     lacking = [row for row in rows if not row["expert_volume_ml"]]
-    who = "student" if method == "student" else "teacher"
-    return f"{who} {sum(row['dice'] is not None for row in lacking)} of {len(lacking)}" if lacking else ""
+    return f"{sum(row['dice'] is not None for row in lacking)} of {len(lacking)}" if lacking else ""
 
 
 def _copies(rows: dict[tuple, list[Run]]) -> str:

@@ -166,6 +166,15 @@ def test_fine_tuning_that_makes_a_student_worse_leaves_it_as_it_was(an_annotated
     assert any("keeps the weights that it started from" in text for text in texts)
 
 
+def test_a_student_that_fine_tuning_made_no_better_settles_only_when_it_draws(an_annotated_run, a_teacher):
+    summary = distil(an_annotated_run, start_from=str(a_teacher), epochs=1, learning_rate=3.0)
+    start, end = weights_of(a_teacher), weights_of(RunDirectory(an_annotated_run).student)
+    assert summary["epoch"] == 0
+    assert [name for name in start if not np.array_equal(start[name], end[name])] in ([], ["head.bias"])
+    assert np.allclose(np.diff(start["head.bias"].reshape(LABELS.channels, -1)[1:], axis=0),
+                       np.diff(end["head.bias"].reshape(LABELS.channels, -1)[1:], axis=0))  # fmt: skip
+
+
 def test_fine_tuning_refuses_other_structures(run, a_teacher, a_foreign_cohort):
     other = replace(read_cohort(a_foreign_cohort), labels=Labels.from_names({1: "a", 2: "b", 3: "c", 4: "d"}))
     with pytest.raises(ValueError, match="segments liver, spleen.*but the annotations hold a, b, c, d"):

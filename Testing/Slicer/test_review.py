@@ -147,20 +147,26 @@ def test_a_correction_is_discarded_only_after_a_yes_and_can_be_had_back(reviewin
     assert not ui.saveCorrectionButton.enabled  # the next review loads the pseudo-annotation
 
 
+def corrected_of(tab, a_scan, a_teacher, wait_until):
+    """A loaded scan is annotated and corrected: the run, the case, and the value and voxels that were drawn."""
+    tab.ui.annotateVolumesSelector.check(a_scan)
+    tab.addTeacher(str(a_teacher))
+    tab.ui.annotateRunName.text = "again"
+    tab.ui.annotateButton.click()
+    wait_until(lambda: not tab.panel.status.job.running, 60)
+    run = RunDirectory(tab.run())
+    tab.ui.casesTable.selectRow(0)
+    case = tab.chosen()
+    value, voxels = edited(*opened_of(run, case))
+    tab.ui.saveCorrectionButton.click()
+    return run, case, value, voxels
+
+
 def test_annotating_again_does_not_put_the_teachers_opinion_in_place_of_a_correction(
     tab, a_scan, a_teacher, wait_until
 ):
     ui, panel = tab.ui, tab.panel
-    ui.annotateVolumesSelector.check(a_scan)
-    tab.addTeacher(str(a_teacher))
-    ui.annotateRunName.text = "again"
-    ui.annotateButton.click()
-    wait_until(lambda: not panel.status.job.running, 60)
-    run = RunDirectory(tab.run())
-    ui.casesTable.selectRow(0)
-    case = tab.chosen()
-    value, voxels = edited(*opened_of(run, case))
-    ui.saveCorrectionButton.click()
+    run, case, value, voxels = corrected_of(tab, a_scan, a_teacher, wait_until)
     mine = opened_of(run, case)[1]
     edited(*opened_of(run, case))  # again, and not saved yet
     for uncertainty in (False, True):  # with it the library has news of the case, else it has none
@@ -178,16 +184,7 @@ def test_a_scan_that_is_loaded_again_gets_its_correction_back(tab, a_scan, a_tea
     import slicer
 
     ui, panel = tab.ui, tab.panel
-    ui.annotateVolumesSelector.check(a_scan)
-    tab.addTeacher(str(a_teacher))
-    ui.annotateRunName.text = "again"
-    ui.annotateButton.click()
-    wait_until(lambda: not panel.status.job.running, 60)
-    run = RunDirectory(tab.run())
-    ui.casesTable.selectRow(0)
-    case = tab.chosen()
-    value, voxels = edited(*opened_of(run, case))
-    ui.saveCorrectionButton.click()
+    run, case, value, voxels = corrected_of(tab, a_scan, a_teacher, wait_until)
     slicer.mrmlScene.RemoveNode(opened_of(run, case)[1])
     ui.annotateButton.click()
     wait_until(lambda: not panel.status.job.running, 60)
