@@ -28,6 +28,7 @@ from .region import region_of_structures
 from .resources import give_back_freed_memory
 from .volume import Volume
 
+MOST_LOWERED = 10.0  # far more than decision.py takes
 LARGE_VOXELS = 1 << 24  # of a volume: from here on, memory is given back before the network runs
 BESIDE_BYTES = 1 << 27  # of a pass; there are as many at the same time as cores
 
@@ -234,6 +235,8 @@ def load_student(folder: Path, device: str = "cpu") -> Student:
         network = build_network(design, preprocessing.dimensions, preprocessing.channels, labels.channels)
         network.load_state_dict(safetensors.torch.load_file(folder / bundle.WEIGHTS))
         footprint, lowered = (float(ours.get(name, 0)) for name in ("values_per_voxel", "background_lowered_by"))
+        if not abs(lowered) <= MOST_LOWERED:
+            raise ValueError(f"background_lowered_by is {lowered}; allowed is -{MOST_LOWERED:g} to {MOST_LOWERED:g}")
     except (KeyError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError) as error:
         raise ValueError(f"{folder}: the bundle's metadata and weights do not fit together ({error})") from error
     except ValueError as error:

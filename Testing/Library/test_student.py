@@ -250,6 +250,13 @@ def test_checksums_that_leave_out_the_weights_are_refused(a_bundle, content):
         load_student(a_bundle)
 
 
+@pytest.mark.parametrize("shift", [1e9, -1e9, "nan"])
+def test_a_shift_that_no_training_makes_is_refused(a_bundle, shift):
+    rewritten(a_bundle, bundle.METADATA, change_ours(background_lowered_by=shift))
+    with pytest.raises(ValueError, match="background_lowered_by is .*; allowed is -10 to 10"):
+        load_student(a_bundle)
+
+
 def test_nothing_that_a_bundle_says_is_executed(tmp_path, a_bundle):
     def evil(inference):
         inference["network_def"] = {"_target_": "pathlib.Path.touch", "self": str(tmp_path / "ran")}
