@@ -7,15 +7,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-VERBS = {
-    "annotate": "annotating",
-    "segment": "segmenting",
-    "train": "training",
-    "fingerprint": "looking at cases",
-    "prepare": "preparing",
-    "decide": "when to draw",
-    "phantom": "writing cases",
-}
+from .records.progress import STAGES
 
 QUIET = ("time", "step", "event", "files", "problems", "exports")  # not shown in a step's last line
 
@@ -41,7 +33,7 @@ class TerminalListener:
 
     def _stage(self, event: dict) -> None:
         self.bars.start()
-        name = VERBS.get(event["name"], event["name"])
+        name = STAGES.get(event["name"], event["name"])
         self.bar = self.bars.add_task(name, total=event["total"], completed=event["done"], left="", text="")
 
     def _progress(self, event: dict) -> None:

@@ -46,6 +46,7 @@ class DistilTab:
     def connected(self):
         setTexts(self.ui.learnFromSelector, (_("Teachers' annotations"), _("Expert annotations"), _("Both")))
         setTexts(self.ui.lengthSelector, (_("Automatic"), _("Time budget"), _("Epochs")))
+        setTexts(self.ui.decisionSelector, (_("Where the best Dice is expected"), _("Where it is most probable")))
 
     def sceneCloses(self):
         self.curves.sceneCloses()
@@ -91,6 +92,7 @@ class DistilTab:
         """The settings of the training that the user chose; the library chooses the others from the cohort."""
         p = self.panel.parameters
         chosen = {"student": p.student, "annotations": p.learnFrom, "soft": p.soft, "seed": p.seed, "device": p.device}
+        chosen["decision"] = p.decision
         chosen["start_from"] = p.startFrom or NONE
         if p.startFrom:
             del chosen["student"]  # it is that of the bundle

@@ -5,6 +5,7 @@ from typing import Annotated
 from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.parameterNodeWrapper import Choice, Default, WithinRange, parameterNodeWrapper
 
+from KnowledgeTransferLib.records.settings import DECISIONS
 from KnowledgeTransferLib.records.students import STUDENTS
 
 DEVICES = ["auto", "cuda", "mps", "cpu"]
@@ -34,6 +35,7 @@ class KnowledgeTransferParameterNode:
     epochs: Annotated[int, WithinRange(1, 100000), Default(100)]
     startFrom: str = ""
     soft: bool = True
+    decision: Annotated[str, Choice(list(DECISIONS)), Default("expected-dice")]
     seed: Annotated[int, WithinRange(0, 2147483647), Default(0)]
 
     bundle: str = ""

@@ -3,6 +3,8 @@
 import qt
 from slicer.i18n import tr as _
 
+from KnowledgeTransferLib.records.progress import STAGES
+
 from .Jobs import DONE, STOPPED
 
 
@@ -68,7 +70,8 @@ class Status:
         done, total = event.get("done", 0), event.get("total", 0)
         self.ui.progressBar.maximum = total
         self.ui.progressBar.value = done
-        parts = [f"{self.job.step.capitalize()}: {event.get('name', '')}", event.get("text", "")]
+        name = event.get("name", "")
+        parts = [f"{self.job.step.capitalize()}: {STAGES.get(name, name)}", event.get("text", "")]
         if event["event"] == "progress" and total:
             parts.append(_("{time} left").format(time=duration(event.get("time_left_s") or 0)))
         self.say(", ".join(part for part in parts if part))

@@ -13,6 +13,17 @@ from .run_directory import append_line, json_text, now
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 Listener = Callable[[dict], None]
+STAGES = {  # what a person reads, in the shell and in the panel
+    "annotate": "annotating",
+    "segment": "segmenting",
+    "train": "training",
+    "fingerprint": "looking at cases",
+    "prepare": "preparing",
+    "decide": "when to draw",
+    "measure": "measuring",
+    "export": "exporting",
+    "phantom": "writing cases",
+}
 _stop = threading.Event()
 
 

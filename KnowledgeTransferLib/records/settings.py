@@ -14,6 +14,7 @@ NONE = "none"  # asked for in place of a value: takes back what an earlier start
 SHARE = (0.0, 1.0)
 AT_LEAST_ONE = (1, math.inf)
 SEEDS = (0, 2**63 - 1)
+DECISIONS = ("expected-dice", "most-probable")
 NOT_NEGATIVE = (0, math.inf)
 TEACHER = {"path": "str", "weight": "float | None", "structures": "dict | None", "sha256": "str | None"}
 
@@ -132,7 +133,7 @@ class DistilSettings:
     )  # fmt: skip
     decision: str = _option(
         "expected-dice", "when the student draws a structure: where that gives the best Dice with what it learnt, "
-        "or where the structure is the most probable class", ("expected-dice", "most-probable"),
+        "or where the structure is the most probable class", DECISIONS,
     )  # fmt: skip
     response_temperature: float = _option(4.0, "temperature of the loss response", limits=(1e-3, 1e3))
     contrastive_temperature: float = _option(0.4, "temperature of the contrastive losses", limits=(1e-3, 1e3))

@@ -45,6 +45,7 @@ def test_a_student_is_distilled_with_its_curves_drawn_live(tab, wait_until):
     assert not ui.distilButton.enabled
     wait_until(lambda: tab.curves.tables and rows_of(tab.curves, "loss") >= 1 and panel.status.job.running, 60)
     assert "left" in ui.statusLabel.text or ui.progressBar.maximum > 0
+    assert ui.statusLabel.text.startswith(("Distil: training", "Distil: when to draw"))
     wait_until(lambda: not panel.status.job.running, 120)
     assert panel.status.job.status == 0, panel.status.job.error
     run = RunDirectory(panel.parameters.distilRun)
@@ -61,9 +62,10 @@ def test_a_student_is_distilled_with_its_curves_drawn_live(tab, wait_until):
 def test_all_that_the_panel_offers_reaches_the_library(tab, a_teacher, tmp_path):
     p = tab.panel.parameters
     p.student, p.learnFrom, p.soft, p.seed, p.lengthBy, p.minutes = "small", "both", False, 7, "minutes", 2.5
+    tab.ui.decisionSelector.setCurrentIndex(1)
     assert tab.settings() == {
         "student": "small", "annotations": "both", "soft": False, "seed": 7, "device": "cpu", "minutes": 2.5,
-        "start_from": "none",
+        "start_from": "none", "decision": "most-probable",
     }  # fmt: skip
     p.startFrom, p.lengthBy = str(a_teacher), "automatic"
     settings = tab.settings()
