@@ -33,7 +33,7 @@ sys.modules["KnowledgeTransferLib"] = None
 sys.argv = ["monai.bundle", "run", *sys.argv[1:]]
 runpy.run_module("monai.bundle", run_name="__main__")
 """
-SOME_DESIGNS = ["small", "medium", "large", "s1", "dynunet"]
+SOME_DESIGNS = ["small", "medium", "s1", "dynunet"]
 EVERY_KIND = pytest.mark.parametrize("kind", list(EXPORTERS))
 
 
@@ -257,7 +257,7 @@ def test_an_exported_network_with_other_weights_is_not_run(a_bundle, kind, backe
 
 
 @pytest.mark.slow
-def test_stock_monai_runs_the_bundle(a_teacher, a_foreign_cohort, tmp_path):
+def test_stock_monai_runs_the_bundle(a_teacher, a_phantom_cohort, a_foreign_cohort, tmp_path):
     """`python -m monai.bundle run` on the unpacked zip, in a Python that does not find this package."""
     pytest.importorskip("fire")  # what monai.bundle reads its command line with
     from KnowledgeTransferLib.steps.segment import segment
@@ -265,7 +265,8 @@ def test_stock_monai_runs_the_bundle(a_teacher, a_foreign_cohort, tmp_path):
     shutil.copytree(a_teacher, tmp_path / "made" / "student")
     export(tmp_path / "made" / "student", ["monai"])
     zipfile.ZipFile(tmp_path / "made" / "student.zip").extractall(tmp_path / "else")
-    for file in sorted((a_foreign_cohort / "images").iterdir())[:2]:
+    for cohort in (a_phantom_cohort, a_foreign_cohort):
+        file = sorted((cohort / "images").iterdir())[0]
         volume = read_image(file)
         write_image(tmp_path / "scans" / (file.name.split(".")[0] + ".nii.gz"), volume.array[0], volume.affine)
     root = tmp_path / "else" / "student"
@@ -276,10 +277,12 @@ def test_stock_monai_runs_the_bundle(a_teacher, a_foreign_cohort, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     segment(a_teacher, [tmp_path / "scans"], tmp_path / "ours", format=".nii.gz")
-    for file in sorted((tmp_path / "scans").iterdir()):
-        theirs, ours = nibabel.load(tmp_path / "out" / file.name), nibabel.load(tmp_path / "ours" / file.name)
+    # Site A's scans have the student's spacing; those of site B are resampled, by MONAI in its own way.
+    for name, agreement in {"A_001.nii.gz": 0.999, "B_001.nii.gz": 0.95}.items():
+        theirs, ours = nibabel.load(tmp_path / "out" / name), nibabel.load(tmp_path / "ours" / name)
         np.testing.assert_allclose(theirs.affine, ours.affine, atol=1e-4)
-        assert (np.asarray(theirs.dataobj) == np.asarray(ours.dataobj)).mean() > 0.98
+        assert len(np.unique(ours.dataobj)) > 1
+        assert (np.asarray(theirs.dataobj) == np.asarray(ours.dataobj)).mean() > agreement
 
 
 def test_a_monai_workflow_names_nothing_of_ours(a_bundle):

@@ -77,7 +77,7 @@ def test_a_design_names_its_levels_for_hooks_from_fine_to_coarse_and_back(name, 
     for tap, module in network.taps.items():
         hook = functools.partial(_keep, features, copies, tap)
         network.get_submodule(module).register_forward_hook(hook)
-    size = (network.total_stride, *[2 * network.total_stride] * (dimensions - 1))  # see bf16_is_wrong
+    size = (*[network.total_stride] * (dimensions - 1), 2 * network.total_stride)  # see bf16_is_wrong
     Fabric(accelerator="cpu", precision="bf16-mixed").setup(network)(torch.randn(2, 1, *size))
     names, place = list(features), list(features).index("bottleneck")
     assert names[:place] == [f"encoder{n}" for n in range(1, place + 1)] and place > 1
