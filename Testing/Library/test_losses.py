@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.losses import DiceLoss
 
 from KnowledgeTransferLib.learning.features import Outputs, Shapes, Target, outputs_of, shapes_of
 from KnowledgeTransferLib.learning.losses import LOSSES, WeightedLosses, losses_of
 from KnowledgeTransferLib.learning.losses import voxel_contrastive as voxel_module
 from KnowledgeTransferLib.learning.losses.loss import Head, standardised
+from KnowledgeTransferLib.learning.losses.segmentation import dice_loss
 from KnowledgeTransferLib.records.losses import USUAL_WEIGHTS, check_losses, weight_of
 from KnowledgeTransferLib.records.settings import DistilSettings
 
@@ -428,6 +430,19 @@ def test_dice_cross_entropy_equals_its_formula(soft):
     weights = randoms(2, 2, 1, 4, 3, 2).sigmoid()
     expected = slow_dice_cross_entropy(student.numpy(), target.numpy(), weights.numpy())
     assert dice_cross_entropy(student, target, weights=weights) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["there", "a class that is nowhere"])
+def test_dice_and_its_gradient_are_those_of_monai(empty):
+    found, truth = (randoms(seed, 2, 3, 4, 3, 2).softmax(1) for seed in (0, 1))
+    if empty:
+        found, truth = (torch.cat([part[:, :2], torch.zeros(2, 1, 4, 3, 2)], 1) for part in (found, truth))
+    ours, theirs = (found.clone().requires_grad_() for _ in range(2))
+    losses = (dice_loss(ours, truth), DiceLoss(include_background=False, squared_pred=True, batch=True)(theirs, truth))
+    torch.testing.assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_a_right_hard_answer_costs_less_than_a_wrong_one():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from monai.losses import DiceLoss
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -14,28 +13,34 @@ from ..features import Outputs, Shapes, Target, taps_of_kind
 from ..marginal import marginal_logits
 from .loss import CONVOLUTIONS, DistillationLoss, on_grid, weighted_mean
 
+SMOOTH = 1e-5  # a class that is nowhere, and is found nowhere, has the Dice 1
+
 
 class DiceCrossEntropy(DistillationLoss):
     """Dice plus cross-entropy against hard or soft targets, each voxel by its weight.
 
-    The Dice term has squared denominators (Milletari et al. 2016, arXiv:1606.04797), so that for soft targets too it is
-    smallest where the student says exactly what the teacher says; it leaves the background out and counts the batch as
-    one volume, so that a patch without a structure does no harm.
-
     Structures that nobody judged in a sample count as its background (marginal loss, arXiv:2007.03868).
     """
-
-    def __init__(self, shapes: Shapes | None, settings: DistilSettings):
-        super().__init__(shapes, settings)
-        self.dice = DiceLoss(include_background=False, squared_pred=True, batch=True)
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> torch.Tensor:
         logits, truth = marginal_logits(student.logits.float(), target.known), target.probabilities
         probabilities, entropy = logits.softmax(1), cross_entropy(logits, truth, reduction="none")
         if target.weights is None:
-            return self.dice(probabilities, truth) + entropy.mean()
+            return dice_loss(probabilities, truth) + entropy.mean()
         root = target.weights.sqrt()  # of both: products and squares of the Dice are then weighted
-        return self.dice(root * probabilities, root * truth) + weighted_mean(entropy, target.weights)
+        return dice_loss(root * probabilities, root * truth) + weighted_mean(entropy, target.weights)
+
+
+def dice_loss(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """1 less the Dice of two probability maps `(batch, classes, ...)`, averaged over the classes but the background.
+
+    Its denominators are squared (Milletari et al. 2016, arXiv:1606.04797), so that for soft targets too it is smallest
+    where the student says exactly what the teacher says. The batch counts as one volume, so that a patch without a
+    structure does no harm. It is MONAI's DiceLoss, whose import takes two to four seconds of every training's start.
+    """
+    found, truth, axes = found[:, 1:], truth[:, 1:], (0, *range(2, found.dim()))
+    overlap, sizes = (found * truth).sum(axes), found.square().sum(axes) + truth.square().sum(axes)
+    return (1 - (2 * overlap + SMOOTH) / (sizes + SMOOTH)).mean()
 
 
 class DeepSupervision(DistillationLoss):
