@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import slicer
+from slicer.i18n import tr as _
 
 from KnowledgeTransferLib.records import cohort, reviews
 from KnowledgeTransferLib.records.labels import Labels
@@ -22,7 +23,7 @@ def load(run, case):
     """Load a case's scan and annotation; returns the two nodes."""
     state = next(state for state in reviews.case_states(run) if state.id == case)
     if state.annotation is None:
-        raise ValueError(f"{case}: has no annotation yet")
+        raise ValueError(_("{case}: has no annotation yet").format(case=case))
     image = state.images[0]
     # Slicer would take numbered files beside a slice for one stack.
     volume = slicer.util.loadVolume(str(_fileOf(image)), {"singleFile": not image.is_dir()})
@@ -70,10 +71,11 @@ def _refuseUnknown(flat, known, name):
     plain = {plain_name(structure) for structure in known}
     unknown = [segment for segment in SceneIO.segmentNames(flat) if plain_name(segment) not in plain]
     if unknown:
-        raise ValueError(
-            f"{name}: this run does not know {', '.join(unknown)}, so that no student could learn it; its structures "
-            f"are {', '.join(known)}. Rename or remove what is unknown and save again"
+        text = _(
+            "{name}: this run does not know {unknown}, so that no student could learn it; its structures are {known}. "
+            "Rename or remove what is unknown and save again"
         )
+        raise ValueError(text.format(name=name, unknown=", ".join(unknown), known=", ".join(known)))
 
 
 def _layAsInFile(flat, volume, place):
@@ -82,9 +84,8 @@ def _layAsInFile(flat, volume, place):
         return
     then, size = place
     if tuple(size) != volume.GetImageData().GetDimensions():
-        raise ValueError(
-            f"{volume.GetName()}: has other voxels than the scan of this run; remove it and press Load for review again"
-        )
+        text = _("{name}: has other voxels than the scan of this run; remove it and press Load for review again")
+        raise ValueError(text.format(name=volume.GetName()))
     own = SceneIO.ownMatrix(volume)
     flat.SetAndObserveTransformNodeID(None)
     if not np.allclose(then, own, atol=1e-6):
@@ -104,5 +105,5 @@ def _fileOf(image):
         return image
     first = next((file for file in sorted(image.iterdir()) if cohort.is_dicom(file)), None)
     if first is None:
-        raise ValueError(f"{image}: holds no DICOM image")
+        raise ValueError(_("{path}: holds no DICOM image").format(path=image))
     return first

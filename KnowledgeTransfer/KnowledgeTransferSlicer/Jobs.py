@@ -7,6 +7,7 @@ import sys
 import time
 
 import slicer
+from slicer.i18n import tr as _
 
 from KnowledgeTransferLib.records.jobs import state_of
 
@@ -71,7 +72,7 @@ class Job:
             self.poll()  # Qt holds back the timer while a listener, whom it called, waits
             time.sleep(0.005)
         if self.status not in DONE:
-            raise RuntimeError(self.error or f"{self.step} was stopped")
+            raise RuntimeError(self.error or _("{step} was stopped").format(step=self.step))
         return self
 
     def poll(self):
@@ -128,10 +129,12 @@ class Job:
         """Why the only case failed, or the first of all; else what is known of a process that broke off."""
         if self.problems and status == NOTHING_DONE:
             others = len(self.problems) - 1
-            return "{case}: {message}".format(**self.problems[0]) + (f" ({others} more failed)" if others else "")
+            more = _(" ({number} more failed)").format(number=others) if others else ""
+            return "{case}: {message}".format(**self.problems[0]) + more
         kept = not self.temporary and self.log == self.run.log
-        see = f"; see {self.log}" if kept else ""
-        return f"The process of {self.step} ended unexpectedly (status {status}){lastWords(self.log)}{see}"
+        see = _("; see {log}").format(log=self.log) if kept else ""
+        text = _("The process of {step} ended unexpectedly (status {status})").format(step=self.step, status=status)
+        return text + lastWords(self.log) + see
 
     def saidDone(self):
         """Whether the step told that it came to its end."""

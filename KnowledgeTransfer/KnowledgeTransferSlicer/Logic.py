@@ -6,6 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
 from KnowledgeTransferLib.records.cohort import SEGMENTATION
@@ -74,7 +75,9 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         """Let teachers annotate the cases of a folder or table on disk; settings as those of `annotate`."""
         weights, cohort = _weights(teachers), _existing(cohort)
         if SCENE in weights:
-            raise ValueError("Segmentations in the scene can only teach loaded volumes; remove them from the teachers")
+            raise ValueError(
+                _("Segmentations in the scene can only teach loaded volumes; remove them from the teachers")
+            )
         with self._working(runDirectory, packagesFor(weights)) as run:
             arguments = [run.path, "--cohort", cohort, *_teacherArguments(weights), *_options(settings)]
             return self._start("annotate", run, arguments)
@@ -100,7 +103,7 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         """Go on with what was stopped in a run, annotating or distilling, with the settings it was begun with."""
         state = state_of(runDirectory)
         if state is None or state.step not in GO_ON:
-            raise ValueError(f"{runDirectory}: nothing was begun here that can go on")
+            raise ValueError(_("{run}: nothing was begun here that can go on").format(run=runDirectory))
         asked = read_settings(RunDirectory(runDirectory), "annotate") if state.step == "annotate" else {}
         with self._working(runDirectory, packagesFor(t["path"] for t in asked.get("teachers", ()))) as run:
             return self._start(state.step, run, _argumentsToGoOn(run, state))
@@ -207,7 +210,8 @@ class KnowledgeTransferLogic(ScriptedLoadableModuleLogic):
         run.temporary = not path
         try:
             if self.library.jobIn(run.path) or run.held():
-                raise RuntimeError(f"{run.path}: a job works in this folder already; wait for it or cancel it")
+                text = _("{run}: a job works in this folder already; wait for it or cancel it")
+                raise RuntimeError(text.format(run=run.path))
             yield run
         except BaseException:
             if not path:
@@ -263,14 +267,14 @@ def _argumentsToGoOn(run, state):
 
 def _existing(path):
     if not str(path) or not Path(path).exists():
-        raise FileNotFoundError(f"{path or 'nothing chosen'}: there is no such file or folder")
+        raise FileNotFoundError(_("{path}: there is no such file or folder").format(path=path or _("nothing chosen")))
     return Path(path).absolute()  # the child process works elsewhere
 
 
 def _weights(teachers):
     weights = dict(teachers) if isinstance(teachers, dict) else dict.fromkeys(teachers, 1.0)
     if not weights:
-        raise ValueError("No teacher is chosen; add at least one")
+        raise ValueError(_("No teacher is chosen; add at least one"))
     return {path if path == SCENE else str(_teacher(path)): weight for path, weight in weights.items()}
 
 

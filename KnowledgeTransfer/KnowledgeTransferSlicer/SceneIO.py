@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 
 UNCERTAINTY_COLORS = "vtkMRMLColorTableNodeFileHotToColdRainbow.txt"
 UNCERTAINTY = "KnowledgeTransfer.UncertaintyOf"  # attribute of a volume node
@@ -25,27 +26,29 @@ def checkVolume(volume):
         VolumeError: no image, several components, or a transform that bends or shears it.
     """
     if volume is None:
-        raise VolumeError("No volume is chosen; load a scan and choose it")
+        raise VolumeError(_("No volume is chosen; load a scan and choose it"))
     name = volume.GetName()
     if not volume.IsA("vtkMRMLScalarVolumeNode") or volume.IsA("vtkMRMLLabelMapVolumeNode"):
-        raise VolumeError(f"{name}: is a {volume.GetNodeTagName()}; a scalar volume is needed")
+        text = _("{name}: is a {kind}; a scalar volume is needed")
+        raise VolumeError(text.format(name=name, kind=volume.GetNodeTagName()))
     image = volume.GetImageData()
     if image is None or image.GetNumberOfPoints() == 0:
-        raise VolumeError(f"{name}: holds no image; load it again or choose another volume")
+        raise VolumeError(_("{name}: holds no image; load it again or choose another volume").format(name=name))
     if image.GetNumberOfScalarComponents() != 1:
-        raise VolumeError(
-            f"{name}: is a vector volume of {image.GetNumberOfScalarComponents()} components; convert it to a scalar "
-            "volume first (module Vector To Scalar Volume)"
+        text = _(
+            "{name}: is a vector volume of {number} components; convert it to a scalar volume first (module Vector To "
+            "Scalar Volume)"
         )
+        raise VolumeError(text.format(name=name, number=image.GetNumberOfScalarComponents()))
     transform = volume.GetParentTransformNode()
     if transform is not None and not transform.IsTransformToWorldLinear():
-        raise VolumeError(
-            f"{name}: lies under the non-linear transform {transform.GetName()}; harden it (module Transforms) first"
-        )
+        text = _("{name}: lies under the non-linear transform {transform}; harden it (module Transforms) first")
+        raise VolumeError(text.format(name=name, transform=transform.GetName()))
     axes = worldMatrix(volume)[:3, :3]
     axes = axes / np.linalg.norm(axes, axis=0)
     if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
-        raise VolumeError(f"{name}: its transform shears it; harden the transform and resample the volume first")
+        text = _("{name}: its transform shears it; harden the transform and resample the volume first")
+        raise VolumeError(text.format(name=name))
 
 
 def hintOf(volume):
@@ -54,7 +57,7 @@ def hintOf(volume):
     browser = sequences.logic().GetFirstBrowserNodeForProxyNode(volume) if sequences and sequences.logic() else None
     if browser is None:
         return ""
-    return f"{volume.GetName()} is a sequence; the frame that is shown now is taken"
+    return _("{name} is a sequence; the frame that is shown now is taken").format(name=volume.GetName())
 
 
 def ownMatrix(volume):
@@ -105,7 +108,8 @@ def exportVolume(volume, path):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # Uncompressed: the file is read once, on this machine.
     if not slicer.util.exportNode(volume, str(path), {"useCompression": 0}, world=True):
-        raise VolumeError(f"{volume.GetName()}: Slicer could not write {path}; is the disk full or read-only?")
+        text = _("{name}: Slicer could not write {path}; is the disk full or read-only?")
+        raise VolumeError(text.format(name=volume.GetName(), path=path))
 
 
 def exportSegmentation(segmentation, volume, path, fit=lambda flat: None):
@@ -121,7 +125,7 @@ def exportSegmentation(segmentation, volume, path, fit=lambda flat: None):
     """
     source = segmentation.GetSegmentation()
     if source.GetNumberOfSegments() == 0:
-        raise VolumeError(f"{segmentation.GetName()}: holds no segments")
+        raise VolumeError(_("{name}: holds no segments").format(name=segmentation.GetName()))
     with (
         _temporary("vtkMRMLLabelMapVolumeNode", volume) as labelmap,
         _temporary("vtkMRMLSegmentationNode", volume) as flat,
@@ -133,7 +137,8 @@ def exportSegmentation(segmentation, volume, path, fit=lambda flat: None):
         fit(flat)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if not slicer.util.exportNode(flat, str(path), {}, world=True):
-            raise VolumeError(f"{segmentation.GetName()}: Slicer could not write {path}")
+            text = _("{name}: Slicer could not write {path}")
+            raise VolumeError(text.format(name=segmentation.GetName(), path=path))
         return _overlap(segmentation, labelmap, volume)
 
 
@@ -161,7 +166,8 @@ def _exportSegments(segmentation, ids, labelmap, volume):
     extent = slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY
     logic = slicer.modules.segmentations.logic()
     if not logic.ExportSegmentsToLabelmapNode(segmentation, array, labelmap, volume, extent):
-        raise VolumeError(f"{segmentation.GetName()}: Slicer could not bring it to the voxels of {volume.GetName()}")
+        text = _("{name}: Slicer could not bring it to the voxels of {volume}")
+        raise VolumeError(text.format(name=segmentation.GetName(), volume=volume.GetName()))
 
 
 def _importLabelmap(labelmap, flat, source, volume):
@@ -195,7 +201,8 @@ def _overlap(segmentation, labelmap, volume):
                 hidden.append(source.GetNthSegment(number).GetName())
     if not hidden:
         return ""
-    return f"{segmentation.GetName()}: segments overlap; {', '.join(hidden)} count only where no later segment lies"
+    text = _("{name}: segments overlap; {hidden} count only where no later segment lies")
+    return text.format(name=segmentation.GetName(), hidden=", ".join(hidden))
 
 
 def loadSegmentation(path, volume, name, exportedAt=None):

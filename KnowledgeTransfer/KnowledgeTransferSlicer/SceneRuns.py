@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import slicer
+from slicer.i18n import tr as _
 
 from . import Edits, SceneIO
 from .Exporting import silently
@@ -70,7 +71,7 @@ def withScene(weights, run, cases, exporting=silently):
     folder, hints = run.path / DRAWN, []
     drawn = {case: node for case, volume in cases.items() if (node := segmentationOf(volume)) is not None}
     if not drawn:
-        raise ValueError("No segmentation in the scene belongs to the chosen volumes; remove it from the teachers")
+        raise ValueError(_("No segmentation in the scene belongs to the chosen volumes; remove it from the teachers"))
     with exporting(len(drawn)) as tell:
         for case, segmentation in drawn.items():
             tell(segmentation.GetName())
@@ -96,14 +97,16 @@ def _hintOfSeveral(volume):
     own = _drawnOn(volume)
     if len(own) < 2:
         return ""
-    return f"{len(own)} segmentations lie on {volume.GetName()}; only {own[-1].GetName()} is used"
+    text = _("{number} segmentations lie on {volume}; only {name} is used")
+    return text.format(number=len(own), volume=volume.GetName(), name=own[-1].GetName())
 
 
 def _noteUnknown(job, cases, event):
     """A result under a name that no scan of the run has would be lost in silence."""
     case = event.get("case")
     if event["event"] == "case" and case not in cases and not (job.run.path / SCANS / f"{case}.nrrd").is_file():
-        job.problems.append({"case": case, "message": "is the name of no scan that was given; its result is not shown"})
+        text = _("is the name of no scan that was given; its result is not shown")
+        job.problems.append({"case": case, "message": text})
 
 
 def showSegmentation(job, cases, event):
@@ -192,7 +195,8 @@ def _show(job, volume, file, name, load):
         kept = Path.home() / "KnowledgeTransfer" / "results" / f"{time.strftime('%Y-%m-%d %H.%M.%S')} {kept.name}"
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, kept)
-    job.lost.append(f"The scan of {Path(file).name} is no longer in the scene; its result is {kept}")
+    text = _("The scan of {name} is no longer in the scene; its result is {file}")
+    job.lost.append(text.format(name=Path(file).name, file=kept))
     return None
 
 

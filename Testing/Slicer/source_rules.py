@@ -186,6 +186,15 @@ def commands_by_a_shell(tree: ast.AST) -> Problems:
 
 
 @rule
+def messages_without_translation(tree: ast.AST) -> Problems:
+    """A person reads what an error says; "{case}: has no annotation" is translated before its names are put in."""
+    for node in ast.walk(tree):
+        said = node.exc.args[:1] if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) else []
+        if said and isinstance(said[0], (ast.Constant, ast.JoinedStr)):
+            yield node.lineno, ast.unparse(said[0])
+
+
+@rule
 def work_at_file_scope(tree: ast.AST) -> Problems:
     """Slicer imports every module when it starts: only definitions, imports and constants may stand there."""
     definitions = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)

@@ -47,6 +47,10 @@ BAD = {
         "def f(): os.putenv('A', 'b')",
     ],
     "commands_by_a_shell": ["def f(c): subprocess.run(c, shell=True)", "def f(c): os.system(c)"],
+    "messages_without_translation": [
+        "def f(): raise ValueError('nothing is chosen')",
+        "def f(x): raise RuntimeError(f'{x}: cannot be read')",
+    ],
     "work_at_file_scope": ["print('hello')", "for i in range(3):\n    pass", "LOGIC = Logic()", "if True:\n    A = 1"],
 }
 GOOD = """
@@ -73,6 +77,8 @@ class A:
         self.ui.table.setItem(1, 2, qt.QTableWidgetItem("b"))
         answer = self.ui.table.item(0, 0).text()
         subprocess.Popen(["a"], env={**os.environ, "B": "c"}, shell=False)
+        if answer == "c":
+            raise ValueError(_("{answer}: is not known").format(answer=answer))
         return isinstance(value, str) or qt.QMessageBox().exec_() == qt.QMessageBox.Ok or answer
 """
 
