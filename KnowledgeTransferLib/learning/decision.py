@@ -10,7 +10,7 @@ import torch
 
 from ..records.progress import Progress
 from .batches import PreparedCase
-from .networks import lower_background
+from .networks import drawn_from, lower_background
 from .predictor import predict
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def settle_decision(training: Training, progress: Progress) -> float:
     if shift:
         now, before = np.interp([shift, 0], SHIFTS, dice)
         progress.message(
-            f"it draws a structure from {1 / (1 + math.exp(shift)):.2f} on of its probability and the background's "
+            f"it draws a structure from {drawn_from(shift):.2f} on of its probability and the background's "
             f"together: its expected Dice with what it learnt is {now:.3f} so, instead of {before:.3f}"
         )
     return shift

@@ -21,7 +21,7 @@ from .backends import Runner, open_backend
 from .components import largest_components
 from .memory import check_probabilities_fit, fitting_voxels
 from .model_card import model_card, monai_inference, monai_metadata
-from .networks import build_network, lower_background, most_alive, parameters_of
+from .networks import build_network, drawn_from, lower_background, most_alive, parameters_of
 from .predictor import class_maps, predict, whole_image_limit
 from .preprocessing import Grid, Preprocessing, probabilities_in_volume, way_back
 from .region import region_of_structures
@@ -90,7 +90,7 @@ class Student:
     @property
     def drawn_from(self) -> float:
         """The probability from which a structure is drawn, out of its own and the background's together."""
-        return 1 / (1 + math.exp(self.lowered))
+        return drawn_from(self.lowered)
 
     @property
     def limit_voxels(self) -> int:

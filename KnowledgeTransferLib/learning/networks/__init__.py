@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -21,8 +23,8 @@ from .transunet import TransUNet
 from .unet import UNet
 
 __all__ = [
-    "NETWORKS", "build_named_network", "build_network", "for_inference", "lower_background", "most_alive",
-    "parameters_of", "plain",
+    "NETWORKS", "build_named_network", "build_network", "drawn_from", "for_inference", "lower_background",
+    "most_alive", "parameters_of", "plain",
 ]  # fmt: skip
 
 NETWORKS = {
@@ -65,6 +67,11 @@ def lower_background(network: nn.Module, by: float) -> None:
     bias = network.get_parameter(network.last_bias)
     with torch.no_grad():
         bias.view(network.classes, -1)[0] -= by  # a network with a stem has a channel for each voxel of a block
+
+
+def drawn_from(lowered_by: float) -> float:
+    """The probability from which a structure is drawn, out of its own and the background's together, so lowered."""
+    return 1 / (1 + math.exp(lowered_by))
 
 
 def parameters_of(network: nn.Module) -> int:
