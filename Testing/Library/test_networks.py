@@ -68,6 +68,16 @@ def test_a_design_segments_odd_sizes(name, dimensions, shape):
     assert probabilities.std() > 0
 
 
+@pytest.mark.parametrize("name", ["tiny", "small", "medium"])
+@EVERY_DIMENSION
+def test_the_voxels_of_a_block_begin_with_the_same_classes(name, dimensions):
+    network = a_network(name, dimensions).eval()
+    logits = network(torch.randn(1, 1, *[network.total_stride] * dimensions))
+    first = logits[(..., *[slice(None, None, network.stem)] * dimensions)]
+    assert network.stem == 2 and first.std() > 0
+    torch.testing.assert_close(logits, torch.nn.functional.interpolate(first, scale_factor=2))
+
+
 @EVERY_DESIGN
 @EVERY_DIMENSION
 def test_a_design_names_its_levels_for_hooks_from_fine_to_coarse_and_back(name, dimensions):

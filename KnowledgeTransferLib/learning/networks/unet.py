@@ -64,6 +64,7 @@ class UNet(nn.Module):
         self.body_values_per_voxel = in_channels + (2.5 + width) * channels[0] / block
         self.decoder = nn.ModuleList(conv_level(dimensions, width * fine, fine, convolutions) for fine, _ in steps)
         self.head = conv(channels[0], classes * block, 1)
+        _begin_alike(self.head, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = space_to_depth(x, self.stem) if self.stem > 1 else x
@@ -76,6 +77,15 @@ class UNet(nn.Module):
             x = level(up(x) + skips.pop() if self.add else torch.cat([skips.pop(), up(x)], dim=1))
         x = self.head(x)
         return depth_to_space(x, self.stem) if self.stem > 1 else x
+
+
+@torch.no_grad()
+def _begin_alike(head: nn.Module, classes: int) -> None:
+    """Let all voxels of a block begin with the same logits: else a checkerboard must be unlearnt first (Aitken et al.
+    2017, arXiv:1707.02937)."""
+    for parameter in head.parameters():
+        of_voxels = parameter.view(classes, -1, *parameter.shape[1:])
+        of_voxels.copy_(of_voxels[:, :1].clone().expand_as(of_voxels))
 
 
 def space_to_depth(x: torch.Tensor, factor: int) -> torch.Tensor:
