@@ -111,7 +111,8 @@ def test_a_student_learns(run, a_phantom_cohort):
     losses = [row["loss"] for row in summary["history"]]
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     assert summary["validation_dice"] > 0.4
-    assert summary["validation_dice"] == max(row["validation_dice"] or 0 for row in summary["history"])
+    late = [row["validation_dice"] or 0 for row in summary["history"] if row["epoch"] >= 75]  # the last quarter
+    assert summary["validation_dice"] == max(late)
 
 
 def test_a_two_dimensional_student_learns_from_pictures(a_picture_student):
