@@ -101,7 +101,7 @@ def single() -> Experiment:
     cells += [(data, t, s, 0) for data, t, s in product(ONE_PER_MODALITY, TWO, STUDENTS)]
     students = {
         (*cell, way): single_student(*cell, way)
-        for way, some in ((USUAL, cells), (FORMER, SINGLE_BEFORE))
+        for way, some in ((FORMER, SINGLE_BEFORE), (USUAL, cells))
         for cell in some
     }
     rows: dict[tuple[str, ...], list[Run]] = {}

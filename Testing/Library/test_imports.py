@@ -102,7 +102,7 @@ def test_records_load_in_a_python_without_any_package():
 
 
 def test_annotating_distilling_and_segmenting_do_not_wait_for_monai():
-    """Its import takes two to four seconds and 200 MiB; the designs that are built of its blocks import it then."""
+    """Its import takes seconds and 200 MiB; the designs that are built of its blocks import it then."""
     steps = ", ".join(f"KnowledgeTransferLib.steps.{step}" for step in ("annotate", "distil", "segment", "export"))
     script = f"import {steps}, sys; sys.exit(str([n for n in ('monai', 'matplotlib', 'pandas') if n in sys.modules]))"
     done = subprocess.run(
