@@ -125,10 +125,10 @@ def not_measured(runs: list[Run]) -> dict[str, str]:
 
 def keep(run: Run) -> None:
     """Write the record of a run that is finished."""
-    evaluation, training = (read_json(run.folder / f"{name}.json") for name in ("evaluation", "training"))
-    begun = read_json(run.folder / "begun.json")
+    names = ("evaluation", "training", "begun", "carried_out")
+    evaluation, training, begun, took = (read_json(run.folder / f"{name}.json") for name in names)
     record = {
-        "commands": run.text().splitlines(), **begun, "seconds": round(seconds_of(run)),
+        "commands": run.text().splitlines(), **begun, "seconds": round(_seconds(took, training["duration_s"])),
         "epoch": training["epoch"], "epochs": training["history"][-1]["epoch"],
         "methods": {name: facts.get("sha256") for name, facts in evaluation["methods"].items()},
     }  # fmt: skip
@@ -191,9 +191,10 @@ def _reason(ended: subprocess.CompletedProcess) -> str:
     return told[-1] if told else f"exit status {ended.returncode}"
 
 
-def seconds_of(run: Run) -> float:
-    """What all commands of a run took together."""
-    return sum(read_json(run.folder / "carried_out.json").values())
+def _seconds(took: dict[str, float], training_s: float) -> float:
+    """What a run's commands took; its training as a whole, where only the part since it went on was timed."""
+    timed = sum(seconds for command, seconds in took.items() if command.startswith("distil"))
+    return sum(took.values()) - timed + max(timed, training_s)
 
 
 def shorten(word: str) -> str:

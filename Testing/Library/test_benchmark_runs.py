@@ -33,13 +33,13 @@ def a_teacher_and_two_students(runs):
     return [teacher, *students]
 
 
-def finish(run, dice: float) -> None:
+def finish(run, dice: float, training_s: float = 55.0) -> None:
     """Leave behind what a run's commands would."""
     case = {"method": "student", "case": "a", "group": "p", "structure": "organ", "hd95_mm": 1.0}
     rows = [{**case, "dice": dice, "expert_volume_ml": 1.5}, {**case, "dice": None, "expert_volume_ml": 0.0}]
     files = {
         "evaluation": {"methods": {"student": {"sha256": {"weights": "a1"}}}, "cases": rows},
-        "training": {"epoch": 7, "history": [{"epoch": 8}]},
+        "training": {"epoch": 7, "history": [{"epoch": 8}], "duration_s": training_s},
         "carried_out": {"distil": 60.0, "evaluate": 2.5},
         "begun": {"code": "abc", "machine": "a CPU, 2 cores", "date": "2026-11-30"},
     }
@@ -58,6 +58,13 @@ def test_a_run_that_was_measured_is_read_back_case_by_case(runs, a_teacher_and_t
     assert record["methods"] == {"student": {"weights": "a1"}}
     assert [row["dice"] for row in record["cases"]] == [0.123457, None]
     assert record["cases"][0]["group"] == "p"
+
+
+def test_a_training_that_was_stopped_and_went_on_counts_as_a_whole(runs, a_teacher_and_two_students):
+    student = a_teacher_and_two_students[1]
+    finish(student, dice=0.5, training_s=300.0)
+    runs.keep(student)
+    assert runs.measured(student)["seconds"] == 302
 
 
 def test_what_is_not_measured_yet_is_named(runs, a_teacher_and_two_students):
